@@ -1,0 +1,52 @@
+"""What a stage is given when it runs: where to write, what it depends on, and whom to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from fledge.core.artifact import Artifact
+from fledge.core.events import Emitter
+from fledge.core.reference import FirstOf, Outside, Ref, Source
+from fledge.core.stage import Execution
+
+A = TypeVar("A", bound=Artifact)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at one stage.
+
+    `out` is empty at the start of every attempt and becomes the artifact; `work` survives a crash and holds
+    checkpoints and finished shards. With several processes every rank gets the same Job but for `rank`;
+    rank 0 alone writes below `out`.
+    """
+
+    name: str
+    out: Path
+    work: Path
+    seed: int
+    execution: Execution
+    events: Emitter
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)  # by reference text
+    outside: Mapping[str, Outside] = field(default_factory=dict)  # by source text
+    attempt: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def open(self, ref: Ref[A]) -> A:
+        """The artifact behind a reference (a raw file or folder where the user named one)."""
+        return cast(A, self.inputs[ref.text])
+
+    def find(self, source: Source | FirstOf) -> Outside:
+        """Where a source's bytes lie; of several, the first that is there."""
+        texts = [source.text] if isinstance(source, Source) else [s.text for s in source]
+        return next(self.outside[text] for text in texts if text in self.outside)
+
+    def rng_seed(self, *purpose: Any) -> int:
+        """A 63-bit seed that depends on the run's seed, this stage's name in the code and `purpose`, on nothing else."""
+        from fledge.core.artifact import digest_of
+
+        return int(digest_of([self.seed, *map(str, purpose)])[:15], 16)

@@ -1,0 +1,177 @@
+"""The third noun. A stage is one pydantic class: config schema, reference page, command-line flags, estimate and code.
+
+    class SFT(Stage, use="train.sft", version=1):
+        '''Supervised fine-tuning on conversations, with the loss on the assistant's turns only.'''
+
+        model: Ref[Model] = Field(description="what to start from")
+        lr: float = Field(2e-5, gt=0, description="peak learning rate")
+
+        def run(self, job: Job) -> Model: ...
+
+The module of a schema imports nothing heavy (no torch, transformers, pyarrow): `run` imports what it needs.
+Raise `version` whenever the same config gives another payload; a golden test fails when one forgets.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from fledge.core.artifact import Artifact
+from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
+from fledge.core.language import t
+from fledge.core.reference import FirstOf, Ref, Source
+
+if TYPE_CHECKING:
+    from fledge.core.job import Job
+
+MODULES = (
+    "fledge.models.stages",
+    "fledge.data.stages",
+    "fledge.training.stages",
+    "fledge.evaluation.stages",
+    "fledge.alignment.stages",
+    "fledge.compression.stages",
+)
+"""Where stages live. Plug-ins add theirs through the entry-point group `fledge.stages`."""
+
+
+class Config(BaseModel):
+    """Base of every schema: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), arbitrary_types_allowed=True)
+
+
+class Execution(Config):
+    """How a stage is carried out. Recorded with the artifact, not part of its fingerprint."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, mps"""
+    processes: int = 1
+    """more than one starts torchrun"""
+    threads: int = 0
+    """threads per process; 0 takes all cores"""
+    micro_batch: int = 0
+    """rows at once; 0 lets the stage choose"""
+    compile: str = "auto"
+    """auto, on, off: torch.compile where a C++ compiler is there and the run is long enough"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How big an artifact is or will be, as far as one knows before it is made."""
+
+    rows: float = 0
+    bytes: float = 0  # of text, or of files
+    tokens: float = 0
+    parameters: float = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will need. `seconds` and `memory` are ranges (low, high); `memory` and `disk` in bytes."""
+
+    seconds: tuple[float, float]
+    memory: tuple[float, float] = (0.3e9, 0.6e9)
+    disk: float = 1e6
+    sizes: Mapping[str, Size] = field(default_factory=dict)  # by output name; "" for a single output
+    notes: tuple[str, ...] = ()
+
+
+class Stage(Config):
+    """One step of a model's life. `outputs` names the parts of its artifact; {"": kind} when there is one."""
+
+    use: ClassVar[str] = ""
+    version: ClassVar[int] = 0
+    outputs: ClassVar[Mapping[str, type[Artifact]]] = {}
+    extras: ClassVar[Mapping[str, str]] = {}
+    """importable module → extra that brings it, checked before anything starts"""
+
+    def __init_subclass__(cls, use: str = "", version: int = 0, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if use:
+            cls.use, cls.version = use, version
+
+    @classmethod
+    def kind_of(cls, part: str = "") -> str | None:
+        """The kind of one output, or None when there is no such output."""
+        outputs = cls.outputs or {"": typing.get_type_hints(cls.run)["return"]}
+        return outputs[part].kind if part in outputs else None
+
+    def run(self, job: Job) -> Any:
+        """Do the work: write below `job.out`, return the artifact (or one per output name)."""
+        raise FledgeError(t("stage {use} cannot be run", use=self.use))
+
+    def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
+        """What the stage will need, from the sizes of its inputs (by reference text)."""
+        return Estimate(seconds=(1, 30))
+
+    def check(self) -> Iterator[Problem]:
+        """What the schema cannot say: relations between fields. `where` is filled in by the recipe."""
+        return iter(())
+
+    def refs(self) -> dict[str, Ref[Any]]:
+        """Every reference in the config by its dotted key."""
+        return {key: value for key, value in walk(self) if isinstance(value, Ref)}
+
+    def sources(self) -> dict[str, Source | FirstOf]:
+        """Everything that can only come from outside, by its dotted key."""
+        return {key: value for key, value in walk(self) if isinstance(value, (Source, FirstOf))}
+
+    def config(self) -> dict[str, Any]:
+        """The whole config as JSON values, references and sources as their texts."""
+        return self.model_dump(mode="json")
+
+
+def walk(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every leaf below a config with its dotted key: `models.base`, `data.0`."""
+    dotted = f"{prefix}." if prefix else ""
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from walk(getattr(value, name), dotted + name)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from walk(item, dotted + str(name))
+    elif isinstance(value, (list, tuple)) and not isinstance(value, FirstOf):
+        for index, item in enumerate(value):
+            yield from walk(item, f"{dotted}{index}")
+    else:
+        yield prefix, value
+
+
+@cache
+def all_stages() -> dict[str, type[Stage]]:
+    """Every stage there is, by its `use`. Importing a floor's `stages` module is cheap by rule."""
+    from importlib.metadata import entry_points
+
+    names = [*MODULES, *(point.value for point in entry_points(group="fledge.stages"))]
+    found: dict[str, type[Stage]] = {}
+    for name in names:
+        importlib.import_module(name)
+    pending = list(Stage.__subclasses__())
+    while pending:
+        cls = pending.pop()
+        pending.extend(cls.__subclasses__())
+        if cls.use:
+            found[cls.use] = cls
+    return dict(sorted(found.items()))
+
+
+def stage_class(use: str) -> type[Stage]:
+    """The class that `use:` names."""
+    stages = all_stages()
+    if use not in stages:
+        raise FledgeError(
+            Problem(
+                t('there is no stage "{use}"', use=use),
+                allowed=listing(list(stages), 40),
+                fix=did_you_mean(use, stages),
+            )
+        )
+    return stages[use]
