@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 MANIFEST = "artifact.json"
+EVENTS = "events.jsonl"
+"""How an artifact was made lies beside its payload and is not part of it."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,11 @@ KINDS: dict[str, type[Artifact]] = {
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """Relative names of all payload files below `folder`, sorted, with `/` between the parts."""
+    """Relative names of all payload files (not how they were made) below `folder`, sorted, with `/` between the parts."""
     found = (
         (Path(root) / name).relative_to(folder).as_posix() for root, _, names in os.walk(folder) for name in names
     )
-    return iter(sorted(name for name in found if name != MANIFEST))
+    return iter(sorted(name for name in found if name not in (MANIFEST, EVENTS)))
 
 
 def sha256_of(file: Path) -> str:
@@ -136,7 +139,7 @@ def digest_of(value: object) -> str:
 def write_atomic(file: Path, text: str) -> None:
     """Write `text` so that `file` holds either its old content or the new one, whatever happens."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -115,12 +115,30 @@ def curve(events: list[Event], stage: str, name: str) -> dict[int, float]:
     return dict(sorted(points.items()))
 
 
-def send_to_descriptor(descriptor: int) -> Callable[[Event], None]:
-    """A sender that writes one whole line at a time to a pipe (a child's side of the stream)."""
+def append_to(file: Path) -> Callable[[Event], None]:
+    """A sender that appends one whole line at a time to `file`: a stage's side of the stream, read by a `Tail`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def send(event: Event) -> None:
-        data = (event.to_json() + "\n").encode()
-        while data:
-            data = data[os.write(descriptor, data) :]
+        os.write(descriptor, (event.to_json() + "\n").encode())
 
     return send
+
+
+class Tail:
+    """Reads what has been appended to an event file since the last look."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._offset, self._rest = file, 0, b""
+
+    def __iter__(self) -> Iterator[Event]:
+        if not self.file.exists():
+            return
+        with self.file.open("rb") as stream:
+            stream.seek(self._offset)
+            new = stream.read()
+        self._offset += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        for line in lines:
+            yield Event.from_json(line.decode())

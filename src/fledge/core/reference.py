@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from fledge.core.artifact import KINDS, Artifact, digest_of, files_of, sha256_of
+from fledge.core.artifact import KINDS, Artifact, Records, digest_of, files_of, sha256_of
 from fledge.core.errors import FledgeError, Problem, missing_extra
 from fledge.core.language import t
 
@@ -91,7 +91,8 @@ class Ref(_Text, Generic[A]):
 
     def accepts(self, kind: str) -> bool:
         """Whether an artifact of `kind` may stand here."""
-        return issubclass(KINDS.get(kind, Artifact), self.kinds)
+        given = KINDS[kind]  # "records" alone says that the rows' kind is known only once they are read
+        return issubclass(given, self.kinds) or (given is Records and any(issubclass(k, Records) for k in self.kinds))
 
 
 def _kind_names(kinds: tuple[type[Artifact], ...]) -> str:
@@ -124,6 +125,9 @@ class Source(_Text):
 
 class FirstOf(tuple[Source, ...]):
     """Several places where the same thing may be had: the first that is there is taken, and only it is fingerprinted."""
+
+    def __str__(self) -> str:
+        return " | ".join(source.text for source in self)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

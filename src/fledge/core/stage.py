@@ -15,7 +15,8 @@ Raise `version` whenever the same config gives another payload; a golden test fa
 from __future__ import annotations
 
 import importlib
-import typing
+import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from fledge.core.artifact import Artifact
+from fledge.core.artifact import KINDS, Artifact
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
 from fledge.core.language import t
 from fledge.core.reference import FirstOf, Ref, Source
@@ -39,7 +40,7 @@ MODULES = (
     "fledge.alignment.stages",
     "fledge.compression.stages",
 )
-"""Where stages live. Plug-ins add theirs through the entry-point group `fledge.stages`."""
+"""Where stages live. Plug-ins add theirs through the entry-point group `fledge.stages` or `FLEDGE_STAGES=module,module`."""
 
 
 class Config(BaseModel):
@@ -90,6 +91,8 @@ class Stage(Config):
     use: ClassVar[str] = ""
     version: ClassVar[int] = 0
     outputs: ClassVar[Mapping[str, type[Artifact]]] = {}
+    same_kind_as: ClassVar[str] = ""
+    """the key of a reference: every output then has the kind of what it points at"""
     extras: ClassVar[Mapping[str, str]] = {}
     """importable module → extra that brings it, checked before anything starts"""
 
@@ -98,11 +101,13 @@ class Stage(Config):
         if use:
             cls.use, cls.version = use, version
 
-    @classmethod
-    def kind_of(cls, part: str = "") -> str | None:
-        """The kind of one output, or None when there is no such output."""
-        outputs = cls.outputs or {"": typing.get_type_hints(cls.run)["return"]}
-        return outputs[part].kind if part in outputs else None
+    def output_kinds(self) -> Mapping[str, type[Artifact]]:
+        """Every output by its part's name; "" alone when there is one. A stage whose kinds depend on its config says so here."""
+        if self.outputs:
+            return self.outputs
+        annotation = type(self).run.__annotations__["return"]  # a string: postponed annotations stay unevaluated
+        name = annotation if isinstance(annotation, str) else annotation.__name__
+        return {"": next(kind for kind in KINDS.values() if kind.__name__ == name)}
 
     def run(self, job: Job) -> Any:
         """Do the work: write below `job.out`, return the artifact (or one per output name)."""
@@ -116,15 +121,15 @@ class Stage(Config):
         """What the schema cannot say: relations between fields. `where` is filled in by the recipe."""
         return iter(())
 
-    def refs(self) -> dict[str, Ref[Any]]:
+    def references(self) -> dict[str, Ref[Any]]:
         """Every reference in the config by its dotted key."""
         return {key: value for key, value in walk(self) if isinstance(value, Ref)}
 
-    def sources(self) -> dict[str, Source | FirstOf]:
+    def outside_sources(self) -> dict[str, Source | FirstOf]:
         """Everything that can only come from outside, by its dotted key."""
         return {key: value for key, value in walk(self) if isinstance(value, (Source, FirstOf))}
 
-    def config(self) -> dict[str, Any]:
+    def config_values(self) -> dict[str, Any]:
         """The whole config as JSON values, references and sources as their texts."""
         return self.model_dump(mode="json")
 
@@ -150,10 +155,11 @@ def all_stages() -> dict[str, type[Stage]]:
     """Every stage there is, by its `use`. Importing a floor's `stages` module is cheap by rule."""
     from importlib.metadata import entry_points
 
-    names = [*MODULES, *(point.value for point in entry_points(group="fledge.stages"))]
+    named = os.environ.get("FLEDGE_STAGES", "").split(",")
+    for name in [*MODULES, *(point.value for point in entry_points(group="fledge.stages")), *filter(None, named)]:
+        try: importlib.import_module(name)
+        except ModuleNotFoundError as e: print("NOT YET", e)
     found: dict[str, type[Stage]] = {}
-    for name in names:
-        importlib.import_module(name)
     pending = list(Stage.__subclasses__())
     while pending:
         cls = pending.pop()

@@ -1,0 +1,1 @@
+"""The terminal: `fledge run`, `plan`, `show`, every stage as a command, `serve`, `chat`, `doctor`."""

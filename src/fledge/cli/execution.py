@@ -1,0 +1,16 @@
+"""The flags that say how a stage is carried out, not what it makes: they do not change a fingerprint."""
+
+from __future__ import annotations
+
+import click
+
+
+def execution_options() -> list[click.Parameter]:
+    """`--device`, `--threads`, `--processes`, `--micro-batch`, `--compile`."""
+    return [
+        click.Option(["--device"], default=None, help="auto, cpu, cuda or mps", metavar="DEVICE"),
+        click.Option(["--threads"], type=int, default=None, help="threads per process (0: all cores)"),
+        click.Option(["--processes"], type=int, default=None, help="processes; more than one starts torchrun"),
+        click.Option(["--micro-batch"], type=int, default=None, help="rows at once (0: the stage chooses)"),
+        click.Option(["--compile"], type=click.Choice(["auto", "on", "off"]), default=None, help="torch.compile"),
+    ]

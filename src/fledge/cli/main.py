@@ -1,0 +1,278 @@
+"""`fledge`: one page of commands. What a command needs is imported when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import fledge
+from fledge.core.errors import FledgeError, Problem, did_you_mean
+from fledge.core.language import t
+
+STAGES: dict[str, str] = {
+    "data collect": "gather files, folders and packages as records",
+    "data refine": "clean, filter, de-duplicate; rejected rows are kept",
+    "data split": "hold rows out, without near-copies across the split",
+    "tokenizer train": "train a tokenizer",
+    "model import": "make a model folder from a package, the Hub or a GGUF",
+    "model merge": "merge an adapter into its base",
+    "train pretrain": "train a model from nothing",
+    "train sft": "supervised fine-tuning on conversations",
+    "train reward": "train a reward model on preferences",
+    "train dpo": "direct preference optimisation",
+    "align preferences": "make preference pairs from a model and real text",
+    "align identity": "make data that teach a model its name",
+    "evaluate": "measure models side by side",
+    "quantize": "make a smaller model",
+    "export": "write a GGUF file",
+}
+"""Every stage that is a command, with its line of help (the stage's own docstring says the rest)."""
+
+GROUPS = {
+    "data": "records: inspect, collect, refine, split",
+    "tokenizer": "tokenizers",
+    "model": "model folders: import, merge",
+    "train": "pre-training, fine-tuning, reward models, preferences",
+    "align": "data for alignment, made by models",
+}
+
+
+class Fledge(click.Group):
+    """The root: unknown commands get a suggestion, wrong input one message and no traceback."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            raise FledgeError(Problem(t('there is no command "{name}"', name=args[0]), allowed=", ".join(known), fix=did_you_mean(args[0], known)))
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of a model's life, not of the alphabet
+
+
+@click.group(cls=Fledge, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(fledge.__version__, prog_name="fledge")
+def cli() -> None:
+    """Raise a language model: raw text to a served, aligned, evaluated model.
+
+    Begin with `fledge run` (the recipe hatch: a model from nothing, in English and Chinese), look at what it made with
+    `fledge show hatch`, talk to it with `fledge chat hatch`.
+    """
+
+
+def main() -> None:
+    """The entry point: every FledgeError becomes one message and an exit status."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except FledgeError as error:
+        from rich.console import Console
+
+        from fledge.cli.console import error_text
+
+        Console(stderr=True, highlight=False, soft_wrap=True).print(error_text(error.problems))
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+# --- recipes -------------------------------------------------------------------------------------------------------
+
+
+def recipe_file(name: str) -> Path:
+    """A file, or the name of a recipe that comes with fledge."""
+    given = Path(name)
+    if given.suffix in (".yaml", ".yml") and given.exists():
+        return given
+    package = Path(fledge.__file__).parent
+    for folder in (Path("recipes"), package / "recipes", package.parent.parent / "recipes"):
+        if (folder / f"{given.stem}.yaml").is_file() and given.name in (given.stem, f"{given.stem}.yaml"):
+            return folder / f"{given.stem}.yaml"
+    return given
+
+
+def _load(name: str, settings: tuple[str, ...], execution: dict[str, Any]) -> tuple[Any, Any]:
+    from fledge.core.recipe import load
+    from fledge.core.store import Store
+
+    store = Store()
+    flags = [f"execution.{key}={value}" for key, value in execution.items() if value is not None]
+    return load(recipe_file(name), [*flags, *settings], store.db.digest), store
+
+
+_SET = click.Option(["--set", "settings"], multiple=True, metavar="STAGE.KEY=VALUE", help="set any key of the recipe")
+_UNTIL = click.Option(["--until"], default="", metavar="STAGE", help="make only what this stage needs, and it")
+_FROM = click.Option(["--from", "start"], default="", metavar="STAGE", help="make this stage and all after it again")
+_RECIPE = click.Argument(["recipe"], default="hatch")
+
+
+def _run(recipe: str, settings: tuple[str, ...], until: str, start: str, **execution: Any) -> None:
+    """Carry out RECIPE (a YAML file, or a name: hatch, adapt-smollm2). What is there is not made again."""
+    from fledge.cli.running import carry_out
+
+    loaded, store = _load(recipe, settings, execution)
+    command = "fledge run" + (f" {recipe}" if recipe != "hatch" else "") + "".join(f" --set {s}" for s in settings)
+    carry_out(loaded, store, until, start, command)
+
+
+def _plan(recipe: str, settings: tuple[str, ...], until: str, start: str, as_json: bool, **execution: Any) -> None:
+    """What `fledge run` would make and why, and what it would take."""
+    from fledge.core.plan import make_plan
+
+    loaded, store = _load(recipe, settings, execution)
+    plan = make_plan(loaded, store, until, start)
+    if as_json:
+        click.echo(json.dumps(plan.to_dict(), ensure_ascii=False, indent=1))
+        return
+    from fledge.cli.console import Console, plan_summary, plan_table
+
+    console = Console()
+    console.rich.print(plan_table(plan))
+    console.rich.print(plan_summary(plan), style="bold")
+    for step in plan.to_make:
+        for note in step.estimate.notes:
+            console.rich.print(f"  {step.name}: {note}", style="dim")
+
+
+def _recipe_commands() -> None:
+    from fledge.cli.execution import execution_options
+
+    cli.add_command(click.Command("run", callback=_run, help=_run.__doc__, params=[_RECIPE, _SET, _UNTIL, _FROM, *execution_options()]))
+    as_json = click.Option(["--json", "as_json"], is_flag=True, help="for programs")
+    cli.add_command(click.Command("plan", callback=_plan, help=_plan.__doc__, params=[_RECIPE, _SET, _UNTIL, _FROM, as_json, *execution_options()]))
+
+
+_recipe_commands()
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+@click.option("--verify", is_flag=True, help="read every file again and compare its digest")
+def show(run: str, as_json: bool, verify: bool) -> None:
+    """A run's stages, what each measured, where each lies."""
+    from fledge.cli.view import show_run
+
+    show_run(run, as_json, verify)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def runs(as_json: bool) -> None:
+    """All runs of this store."""
+    from fledge.cli.view import list_runs
+
+    list_runs(as_json)
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="only say what would go")
+def gc(dry_run: bool) -> None:
+    """Delete artifacts that no run refers to any more."""
+    from fledge.cli.view import collect_garbage
+
+    collect_garbage(dry_run)
+
+
+# --- every stage on its own ----------------------------------------------------------------------------------------
+
+
+class StageCommand(click.Command):
+    """`fledge train sft --model … --data …`: the stage's schema is imported only when its flags are asked for."""
+
+    def __init__(self, name: str, use: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help, callback=self._carry_out)
+        self.use = use
+        self.flags: Any = None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if self.flags is None:
+            from fledge.cli.stage_command import StageFlags
+
+            self.flags = StageFlags(self.use)
+            self.help, self.params = self.flags.stage.__doc__, self.flags.options()
+        return super().get_params(ctx)
+
+    def _carry_out(self, **given: Any) -> None:
+        self.flags.run(**given)
+
+
+def _stage_commands() -> None:
+    groups: dict[str, click.Group] = {}
+    for name, help_text in GROUPS.items():
+        groups[name] = click.Group(name, help=help_text)
+        cli.add_command(groups[name])
+    for path, line in STAGES.items():
+        group, _, command = path.rpartition(" ")
+        (groups[group] if group else cli).add_command(StageCommand(command, path.replace(" ", "."), line))
+
+    @groups["data"].command("inspect")
+    @click.argument("path")
+    def inspect(path: str) -> None:
+        """What a file or folder of records holds: kind, rows, languages, lengths, examples, rejected rows."""
+        from fledge.cli.view import inspect_data
+
+        inspect_data(path)
+
+
+_stage_commands()
+
+
+# --- using a model -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--port", type=int, default=8000, show_default=True, help="0 takes a free one")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+@click.option("--name", default="", help="the model's name in the API")
+def serve(model: str, port: int, host: str, dtype: str, name: str) -> None:
+    """Serve MODEL (a folder, RUN or RUN/STAGE): OpenAI's API, and a chat page at /."""
+    from fledge.cli.use import serve_model
+
+    serve_model(model, host, port, dtype, name)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--system", default="", help="a system prompt")
+@click.option("--temperature", type=float, default=0.7, show_default=True)
+@click.option("--max-tokens", type=int, default=256, show_default=True)
+def chat(model: str, system: str, temperature: float, max_tokens: int) -> None:
+    """Talk to MODEL (a folder, RUN or RUN/STAGE) in the terminal."""
+    from fledge.cli.use import chat_with
+
+    chat_with(model, system, temperature, max_tokens)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+def generate(model: str, dtype: str) -> None:
+    """Answer prompts from standard input (a JSON object a line) on standard output."""
+    from fledge.cli.use import generate_batch
+
+    generate_batch(model, dtype)
+
+
+@cli.command()
+def doctor() -> None:
+    """What this machine has, what is missing for what, and the command that brings it."""
+    from fledge.cli.doctor import examine
+
+    examine()
+
+
+if __name__ == "__main__":
+    main()

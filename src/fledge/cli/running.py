@@ -1,0 +1,54 @@
+"""How the terminal carries out a recipe: the plan, the live lines, the report, what to do next."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from fledge.cli.console import Console, plan_summary, plan_table
+from fledge.core.language import t
+from fledge.core.plan import Plan, make_plan
+from fledge.core.recipe import Recipe
+from fledge.core.runner import Runner
+from fledge.core.store import Store
+from fledge.core.tensorboard import TensorBoard
+
+
+def carry_out(recipe: Recipe, store: Store, until: str = "", start: str = "", command: str = "fledge run") -> dict[str, Path]:
+    """Plan, run, report. The artifacts' folders by stage."""
+    plan = make_plan(recipe, store, until, start)
+    console = Console()
+    if plan.to_make:
+        console.rich.print(plan_table(plan))
+    console.rich.print(plan_summary(plan), style="bold")
+    signal.signal(signal.SIGTERM, _interrupt)
+    tensorboard = TensorBoard(store.runs / recipe.name / "tensorboard")
+    runner = Runner(plan, store, [console, tensorboard], command)
+    try:
+        paths = runner.run()
+    finally:
+        console.close()
+        tensorboard.close()
+    if len(recipe.nodes) > 1:
+        _report(plan, store, console)
+    return paths
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _report(plan: Plan, store: Store, console: Console) -> None:
+    """Write the report where something new was made (in a process of its own: matplotlib takes a second), then the table."""
+    from fledge.cli.view import print_summary
+
+    folder = store.runs / plan.recipe.name
+    if plan.to_make or not (folder / "report.html").exists():
+        with console.rich.status(t("writing the report")):
+            done = subprocess.run([sys.executable, "-m", "fledge.cli.view", plan.recipe.name], capture_output=True, text=True, check=False)
+        if done.returncode:
+            (folder / "report.log").write_text(done.stderr, encoding="utf-8")
+            console.rich.print(t("the report could not be written; see {file}", file=folder / "report.log"), style="yellow")
+    print_summary(plan.recipe.name, store, console.rich)

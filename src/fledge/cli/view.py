@@ -1,0 +1,191 @@
+"""Looking at what there is: runs, artifacts, data. `python -m fledge.cli.view RUN` writes a run's report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from fledge.core.artifact import EVENTS, MANIFEST, write_atomic
+from fledge.core.db import StageRow
+from fledge.core.errors import FledgeError, Problem, did_you_mean
+from fledge.core.events import read_events
+from fledge.core.language import t
+from fledge.core.machine import cores, memory, processor
+from fledge.core.store import Store, folder_size, garbage, verify
+from fledge.core.units import show_bytes, show_seconds
+from fledge.evaluation.run_view import RunView, StageView
+
+
+def view_of(run: str, store: Store) -> RunView:
+    """Everything that is known of a run, from the index and its artifacts."""
+    found = {row.name: row for row in store.db.runs()}
+    if run not in found:
+        raise FledgeError(Problem(t('there is no run "{name}"', name=run), allowed=", ".join(found) or "—", fix=did_you_mean(run, found)))
+    stages = store.db.stages(run)
+    folder = store.runs / run
+    events = [event for row in stages if row.path for event in read_events(Path(row.path) / EVENTS)]
+    return RunView(
+        name=run,
+        recipe_text=(folder / "recipe.yaml").read_text(encoding="utf-8"),
+        created=time.strftime("%Y-%m-%d %H:%M", time.localtime(found[run].created)),
+        machine={"processor": processor(), "cores": cores(), "memory": show_bytes(memory())},
+        stages=[_stage_view(row) for row in stages],
+        events=events,
+        command=f"fledge run {found[run].recipe}",
+        status=found[run].status,
+    )
+
+
+def _stage_view(row: StageRow) -> StageView:
+    manifest = _manifest(row)
+    return StageView(
+        name=row.name,
+        use=row.use,
+        status=row.status,
+        seconds=manifest.get("seconds", row.seconds),
+        fingerprint=row.fingerprint,
+        path=Path(row.path) if row.path else None,
+        inputs=row.facts["inputs"],
+        metrics=_metrics(manifest),
+        outputs={part: output["kind"] for part, output in manifest.get("outputs", {}).items()},
+        config=row.facts["description"]["config"],
+        estimate=manifest.get("estimate", row.facts["estimate"]),
+        peak_memory=manifest.get("peak_memory", 0),
+        execution=manifest.get("execution", {}),
+        versions=manifest.get("versions", {}),
+    )
+
+
+def _manifest(row: StageRow) -> dict[str, Any]:
+    file = Path(row.path) / MANIFEST
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if row.path and file.exists() else {}
+
+
+def _metrics(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A single output's metrics as they are, those of several by part."""
+    outputs = manifest.get("outputs", {})
+    if set(outputs) == {""}:
+        return dict(outputs[""]["metrics"])
+    return {part: output["metrics"] for part, output in outputs.items()}
+
+
+def show_run(run: str, as_json: bool, check: bool) -> None:
+    """`fledge show`."""
+    store = Store()
+    view = view_of(run, store)
+    problems = [p for stage in view.stages if stage.path and check for p in verify(stage.path)]
+    if as_json:
+        keys = ("name", "use", "status", "seconds", "fingerprint", "path", "inputs", "metrics")
+        stages = [{key: getattr(stage, key) for key in keys} for stage in view.stages]
+        click.echo(json.dumps({"name": view.name, "stages": stages}, ensure_ascii=False, indent=1, default=str))
+    else:
+        _print_stages(view, Console(highlight=False))
+    if problems:
+        raise FledgeError(*problems)
+    if check:
+        click.echo(t("every file is as it was made"), err=as_json)
+
+
+def _print_stages(view: RunView, console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in (t("stage"), t("what"), t("status"), t("time"), t("memory"), t("measured"), t("path")):
+        table.add_column(title, overflow="fold")
+    for stage in view.stages:
+        size = show_bytes(stage.peak_memory) if stage.peak_memory else ""
+        table.add_row(stage.name, stage.use, t(stage.status), show_seconds(stage.seconds), size, _headline(stage.metrics), str(stage.path or ""))
+    console.print(table)
+
+
+def _headline(metrics: dict[str, Any], limit: int = 6) -> str:
+    """The first few numbers of a stage, a line each."""
+    flat: list[str] = []
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            flat += [f"{key}.{k} {_number(v)}" for k, v in value.items() if isinstance(v, (int, float))]
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            flat.append(f"{key} {_number(value)}")
+    return "\n".join(flat[:limit] + (["…"] if len(flat) > limit else []))
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def print_summary(run: str, store: Store, console: Console) -> None:
+    """The end of `fledge run`: every model side by side, where the report is, how to go on."""
+    from fledge.evaluation.console import models_table
+
+    view = view_of(run, store)
+    table = models_table(view)
+    if table is not None:
+        console.print(table)
+    report = store.runs / run / "report.html"
+    if report.exists():
+        console.print(t("report: {path}", path=report))
+    models = [s for s in view.stages if s.path and {"model", "adapter"} & set(s.outputs.values())]
+    if models:
+        console.print(t("model:  {path}", path=models[-1].path))
+        console.print(t("talk to it: fledge chat {run}   in a browser: fledge serve {run}", run=run))
+
+
+def list_runs(as_json: bool) -> None:
+    """`fledge runs`."""
+    store = Store()
+    rows = store.db.runs()
+    if as_json:
+        click.echo(json.dumps([vars(row) for row in rows], ensure_ascii=False, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in (t("run"), t("status"), t("begun"), t("stages"), t("recipe")):
+        table.add_column(title)
+    for row in rows:
+        stages = store.db.stages(row.name)
+        made = sum(stage.status in ("made", "cached") for stage in stages)
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created))
+        table.add_row(row.name, t(row.status), begun, f"{made}/{len(stages)}", row.recipe)
+    Console(highlight=False).print(table if rows else t("there is no run yet; begin with: fledge run"))
+
+
+def collect_garbage(dry_run: bool) -> None:
+    """`fledge gc`."""
+    store = Store()
+    unused = garbage(store)
+    total = sum(folder_size(folder) for folder in unused)
+    for folder in unused:
+        click.echo(f"{folder.name}  {show_bytes(folder_size(folder))}")
+        if not dry_run:
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+    key = "{count} folders, {size}, would be deleted" if dry_run else "{count} folders, {size}, deleted"
+    click.echo(t(key, count=len(unused), size=show_bytes(total)))
+
+
+def inspect_data(path: str) -> None:
+    """`fledge data inspect`."""
+    from fledge.data.inspect import inspect
+
+    click.echo(inspect(Path(path)).to_text())
+
+
+def write_report_of(run: str) -> None:
+    """Write `report.html` beside the run's events."""
+    from fledge.evaluation.report import write_report
+
+    store = Store()
+    target = store.runs / run / "report.html"
+    draft = target.with_suffix(".draft.html")
+    write_report(view_of(run, store), draft)
+    write_atomic(target, draft.read_text(encoding="utf-8"))
+    draft.unlink()
+
+
+if __name__ == "__main__":
+    write_report_of(sys.argv[1])
