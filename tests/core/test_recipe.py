@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """A recipe is checked whole: one error lists every problem with its file, line and key."""
 
 from __future__ import annotations
@@ -43,11 +44,21 @@ def test_a_good_recipe_is_put_into_running_order() -> None:
 
 
 def test_every_problem_is_listed_at_once() -> None:
-    text = GOOD.replace("count: 4", "cuont: 4").replace("lr: 0.2", "lr: -1, schedule: cosin").replace("toy.halves", "toy.halvs")
+    text = (
+        GOOD.replace("count: 4", "cuont: 4")
+        .replace("lr: 0.2", "lr: -1, schedule: cosin")
+        .replace("toy.halves", "toy.halvs")
+    )
     found = problems(text)
-    assert any(p.startswith('r.yaml:4 (stages.words.cuont): unknown key "cuont"') and 'did you mean "count"?' in p for p in found)
+    assert any(
+        p.startswith('r.yaml:4 (stages.words.cuont): unknown key "cuont"') and 'did you mean "count"?' in p
+        for p in found
+    )
     assert any(p.startswith("r.yaml:5 (stages.halves.use)") and 'did you mean "toy.halves"?' in p for p in found)
-    assert any(p.startswith("r.yaml:9 (stages.learn.train.lr)") and "greater than 0" in p and "found: -1" in p for p in found)
+    assert any(
+        p.startswith("r.yaml:9 (stages.learn.train.lr)") and "must be greater than 0" in p and "found: -1" in p
+        for p in found
+    )
     assert any("stages.learn.train.schedule" in p and 'did you mean "cosine"?' in p for p in found)
 
 
@@ -63,7 +74,7 @@ def test_every_problem_is_listed_at_once() -> None:
         (("  words:", "  words: {use: toy.words}\n  words:"), ['"words" stands twice']),
         (("name: good", "nmae: good"), ['unknown key "nmae"', 'did you mean "name"?', '"name" is missing']),
         (("count: 4", "count: 0"), ["stages.words.count", "greater than 0"]),
-        (("count: 4", "count: many"), ["stages.words.count", "found: 'many'"]),
+        (("count: 4", "count: many"), ["stages.words.count", "must be a whole number", "found: 'many'"]),
         (("stages:", "stages: ["), ["not valid YAML"]),
     ],
 )  # fmt: skip

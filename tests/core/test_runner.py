@@ -81,7 +81,9 @@ def test_names_and_places_do_not_count_but_bytes_seed_and_version_do(monkeypatch
     renamed = RECIPE.replace("words:", "letters:").replace("data: words", "data: letters")
     Path("r.yaml").write_text(renamed, encoding="utf-8")
     assert [step.fingerprint for step in make_plan(load(Path("r.yaml")), store).steps] == before
-    threads = [step.fingerprint for step in make_plan(recipe("execution.threads=1", "words.execution.device=cpu") , store).steps]
+    threads = [
+        step.fingerprint for step in make_plan(recipe("execution.threads=1", "words.execution.device=cpu"), store).steps
+    ]
     assert threads == before
     assert make_plan(recipe("seed=4"), store).steps[0].fingerprint != before[0]
     monkeypatch.setattr(stage_class("toy.halves"), "version", 2)

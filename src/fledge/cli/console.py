@@ -33,7 +33,9 @@ class StageLine:
     unit: str = ""
     done: float = 0
     total: float | None = None
-    first: tuple[float, float] | None = None  # (when, done) at the first progress of this unit: a resumed stage starts late
+    first: tuple[float, float] | None = (
+        None  # (when, done) at the first progress of this unit: a resumed stage starts late
+    )
     losses: list[float] = field(default_factory=list)
 
     def hear(self, event: Event) -> None:
@@ -110,13 +112,23 @@ class Console:
             text = Text("▸ ", style="cyan").append(event.stage, style="bold")
             self.rich.print(text.append(f"  {event.value}" if event.value else "", style="dim"))
             if self.rich.is_terminal and self.live is None:
-                self.live = Live(console=self.rich, transient=True, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False)
+                self.live = Live(
+                    console=self.rich,
+                    transient=True,
+                    refresh_per_second=8,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
                 self.live.start()
             return
         self.close()
         sign, style = _SIGNS[event.name]
         words = {"made": t("made"), "cached": t("is there"), "failed": t("failed"), "interrupted": t("stopped")}
-        line = Text(f"{sign} ", style=style).append(f"{event.stage:<14}", style="bold").append(f" {words[event.name]}", style=style)
+        line = (
+            Text(f"{sign} ", style=style)
+            .append(f"{event.stage:<14}", style="bold")
+            .append(f" {words[event.name]}", style=style)
+        )
         if event.name == "made":
             line.append(f"  {show_seconds(event.data['seconds'])}")
             if self.line is not None and self.line.losses:
@@ -136,7 +148,15 @@ class Console:
 def plan_table(plan: Plan) -> Table:
     """The plan as a table: what will be made, what is there, and why not."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title, justify in ((t("stage"), "left"), (t("what"), "left"), (t("status"), "left"), (t("time"), "right"), (t("memory"), "right"), (t("disk"), "right"), (t("why"), "left")):
+    for title, justify in (
+        (t("stage"), "left"),
+        (t("what"), "left"),
+        (t("status"), "left"),
+        (t("time"), "right"),
+        (t("memory"), "right"),
+        (t("disk"), "right"),
+        (t("why"), "left"),
+    ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     words = {"cached": t("is there"), "resume": t("goes on"), "make": t("will be made")}
     for step in plan.steps:

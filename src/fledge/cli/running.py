@@ -16,7 +16,9 @@ from fledge.core.store import Store
 from fledge.core.tensorboard import TensorBoard
 
 
-def carry_out(recipe: Recipe, store: Store, until: str = "", start: str = "", command: str = "fledge run") -> dict[str, Path]:
+def carry_out(
+    recipe: Recipe, store: Store, until: str = "", start: str = "", command: str = "fledge run"
+) -> dict[str, Path]:
     """Plan, run, report. The artifacts' folders by stage."""
     plan = make_plan(recipe, store, until, start)
     console = Console()
@@ -41,14 +43,18 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def _report(plan: Plan, store: Store, console: Console) -> None:
-    """Write the report where something new was made (in a process of its own: matplotlib takes a second), then the table."""
+    """Write the report where something new was made (in a process of its own: plotting is slow to import)."""
     from fledge.cli.view import print_summary
 
     folder = store.runs / plan.recipe.name
     if plan.to_make or not (folder / "report.html").exists():
         with console.rich.status(t("writing the report")):
-            done = subprocess.run([sys.executable, "-m", "fledge.cli.view", plan.recipe.name], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", "fledge.cli.view", plan.recipe.name], capture_output=True, text=True, check=False
+            )
         if done.returncode:
             (folder / "report.log").write_text(done.stderr, encoding="utf-8")
-            console.rich.print(t("the report could not be written; see {file}", file=folder / "report.log"), style="yellow")
+            console.rich.print(
+                t("the report could not be written; see {file}", file=folder / "report.log"), style="yellow"
+            )
     print_summary(plan.recipe.name, store, console.rich)

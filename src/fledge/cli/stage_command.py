@@ -36,7 +36,9 @@ class StageFlags:
 
     def run(self, **flags: Any) -> None:
         out, name, settings = flags.pop("out"), flags.pop("run_name"), flags.pop("set")
-        execution = {k: flags.pop(k) for k in list(flags) if k in ("device", "threads", "processes", "micro_batch", "compile")}
+        execution = {
+            k: flags.pop(k) for k in list(flags) if k in ("device", "threads", "processes", "micro_batch", "compile")
+        }
         seed = flags.pop("seed")
         store = Store()
         fields = {_key(leaf[0]): leaf for leaf in leaves(self.stage)}
@@ -98,15 +100,29 @@ def _is_dict(annotation: Any) -> bool:
 def _option(leaf: Leaf) -> click.Option:
     dotted, info, annotation = leaf
     flag = "--" + dotted.replace("_", "-")
-    default = "" if info.is_required() or info.default in (None, "") or info.default_factory else f"  [default: {_plain(info.default)}]"
+    default = (
+        ""
+        if info.is_required() or info.default in (None, "") or info.default_factory
+        else f"  [default: {_plain(info.default)}]"
+    )
     need = "  [required]" if info.is_required() and "." not in dotted else ""
     multiple = _is_list(annotation) or _is_dict(annotation)
     metavar = "NAME=VALUE" if _is_dict(annotation) else type_name(annotation)
-    return click.Option([flag, _key(dotted)], help=f"{info.description or ''}{default}{need}", multiple=multiple, default=None, metavar=metavar)
+    return click.Option(
+        [flag, _key(dotted)],
+        help=f"{info.description or ''}{default}{need}",
+        multiple=multiple,
+        default=None,
+        metavar=metavar,
+    )
 
 
 def _plain(value: Any) -> Any:
-    return yaml.safe_dump(value.model_dump(mode="json"), default_flow_style=True).strip() if isinstance(value, BaseModel) else value
+    return (
+        yaml.safe_dump(value.model_dump(mode="json"), default_flow_style=True).strip()
+        if isinstance(value, BaseModel)
+        else value
+    )
 
 
 def type_name(annotation: Any) -> str:
@@ -151,14 +167,23 @@ def _put(block: dict[str, Any], dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     for part in path:
         inner = block.get(part)
-        block = block.setdefault(part, {}) if isinstance(inner, dict) or inner is None else block.__setitem__(part, {}) or block[part]
+        block = (
+            block.setdefault(part, {})
+            if isinstance(inner, dict) or inner is None
+            else block.__setitem__(part, {}) or block[part]
+        )
     block[last] = {} if value is True and last == "lora" else value
 
 
 def _common() -> list[click.Parameter]:
     """The flags that every stage has."""
     return [
-        click.Option(["--out"], type=click.Path(file_okay=False), help="also copy the artifact into this folder", metavar="FOLDER"),
+        click.Option(
+            ["--out"],
+            type=click.Path(file_okay=False),
+            help="also copy the artifact into this folder",
+            metavar="FOLDER",
+        ),
         click.Option(["--name", "run_name"], help="name of the run under which it is listed"),
         click.Option(["--seed"], type=int, default=0, show_default=True, help="seed of every random choice"),
         click.Option(["--set"], multiple=True, metavar="STAGE.KEY=VALUE", help="set any key, however deep"),

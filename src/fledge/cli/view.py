@@ -28,7 +28,11 @@ def view_of(run: str, store: Store) -> RunView:
     """Everything that is known of a run, from the index and its artifacts."""
     found = {row.name: row for row in store.db.runs()}
     if run not in found:
-        raise FledgeError(Problem(t('there is no run "{name}"', name=run), allowed=", ".join(found) or "—", fix=did_you_mean(run, found)))
+        raise FledgeError(
+            Problem(
+                t('there is no run "{name}"', name=run), allowed=", ".join(found) or "—", fix=did_you_mean(run, found)
+            )
+        )
     stages = store.db.stages(run)
     folder = store.runs / run
     events = [event for row in stages if row.path for event in read_events(Path(row.path) / EVENTS)]
@@ -100,7 +104,15 @@ def _print_stages(view: RunView, console: Console) -> None:
         table.add_column(title, overflow="fold")
     for stage in view.stages:
         size = show_bytes(stage.peak_memory) if stage.peak_memory else ""
-        table.add_row(stage.name, stage.use, t(stage.status), show_seconds(stage.seconds), size, _headline(stage.metrics), str(stage.path or ""))
+        table.add_row(
+            stage.name,
+            stage.use,
+            t(stage.status),
+            show_seconds(stage.seconds),
+            size,
+            _headline(stage.metrics),
+            str(stage.path or ""),
+        )
     console.print(table)
 
 

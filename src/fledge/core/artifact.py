@@ -117,10 +117,8 @@ KINDS: dict[str, type[Artifact]] = {
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """Relative names of all payload files (not how they were made) below `folder`, sorted, with `/` between the parts."""
-    found = (
-        (Path(root) / name).relative_to(folder).as_posix() for root, _, names in os.walk(folder) for name in names
-    )
+    """Relative names of all payload files below `folder`, sorted, with `/` between the parts."""
+    found = ((Path(root) / name).relative_to(folder).as_posix() for root, _, names in os.walk(folder) for name in names)
     return iter(sorted(name for name in found if name not in (MANIFEST, EVENTS)))
 
 

@@ -65,7 +65,10 @@ def _job(order: dict[str, Any], work: Path) -> Job:
         execution=execution,
         events=Emitter(order["name"], order["attempt"], send),
         inputs={text: KINDS[kind](Path(path), metrics) for text, (kind, path, metrics) in order["inputs"].items()},
-        outside={text: Outside(text, Path(path), digest, tuple(files)) for text, (path, digest, files) in order["outside"].items()},
+        outside={
+            text: Outside(text, Path(path), digest, tuple(files))
+            for text, (path, digest, files) in order["outside"].items()
+        },
         attempt=order["attempt"],
         rank=rank,
         world=int(os.environ.get("WORLD_SIZE", "1")),
@@ -77,7 +80,11 @@ def _result(returned: Artifact | dict[str, Artifact], out: Path) -> dict[str, An
     described = {}
     for part, artifact in parts.items():
         inside = artifact.path.relative_to(out).as_posix()
-        described[part] = {"kind": artifact.kind, "path": "" if inside == "." else inside, "metrics": _plain(artifact.metrics)}
+        described[part] = {
+            "kind": artifact.kind,
+            "path": "" if inside == "." else inside,
+            "metrics": _plain(artifact.metrics),
+        }
     return {"outputs": described}
 
 

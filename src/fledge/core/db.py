@@ -1,4 +1,4 @@
-"""The one mutable place: the index of runs, digests already taken, rates measured. A SQLite file, safe for many processes.
+"""The one mutable place: the index of runs, digests already taken, rates measured. SQLite, safe for many processes.
 
 Nothing here is needed to trust an artifact; when the file is lost, runs are listed no more and digests are taken again.
 """
@@ -87,16 +87,21 @@ class Database:
         """Enter a run with all its stages, replacing what an earlier run of the same name left."""
         with self._open() as db:
             old = db.execute("SELECT created FROM runs WHERE name = ?", (name,)).fetchone()
-            db.execute("REPLACE INTO runs VALUES (?, ?, ?, NULL, 'running')", (name, recipe, old[0] if old else time.time()))
+            db.execute(
+                "REPLACE INTO runs VALUES (?, ?, ?, NULL, 'running')", (name, recipe, old[0] if old else time.time())
+            )
             db.execute("DELETE FROM run_stages WHERE run = ?", (name,))
             for position, stage in enumerate(stages):
-                db.execute("INSERT INTO run_stages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, position, *_values(stage)))
+                db.execute(
+                    "INSERT INTO run_stages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, position, *_values(stage))
+                )
 
     def set_stage(self, run: str, stage: StageRow) -> None:
         """What became of one stage."""
         with self._open() as db:
             db.execute(
-                "UPDATE run_stages SET name=?, use=?, status=?, seconds=?, fingerprint=?, path=?, facts=? WHERE run=? AND name=?",
+                "UPDATE run_stages SET name=?, use=?, status=?, seconds=?, fingerprint=?, path=?, facts=? "
+                "WHERE run=? AND name=?",
                 (*_values(stage), run, stage.name),
             )
 
@@ -107,15 +112,20 @@ class Database:
     def runs(self) -> list[RunRow]:
         """All runs, the newest first."""
         with self._open() as db:
-            rows = db.execute("SELECT name, recipe, created, finished, status FROM runs ORDER BY created DESC").fetchall()
+            rows = db.execute(
+                "SELECT name, recipe, created, finished, status FROM runs ORDER BY created DESC"
+            ).fetchall()
         return [RunRow(*row) for row in rows]
 
     def stages(self, run: str) -> list[StageRow]:
         """The stages of a run in the order in which they run."""
-        columns = "name, use, status, seconds, fingerprint, path, facts"
+        wanted = "name, use, status, seconds, fingerprint, path, facts"
         with self._open() as db:
-            rows = db.execute(f"SELECT {columns} FROM run_stages WHERE run = ? ORDER BY position", (run,)).fetchall()
-        return [StageRow(*row[:6], facts=json.loads(row[6])) for row in rows]
+            rows = db.execute(f"SELECT {wanted} FROM run_stages WHERE run = ? ORDER BY position", (run,)).fetchall()
+        return [
+            StageRow(name, use, status, seconds, fingerprint, path, json.loads(facts))
+            for name, use, status, seconds, fingerprint, path, facts in rows
+        ]
 
     def add_rate(self, name: str, value: float) -> None:
         """Remember how fast this machine did some kind of work (units per second)."""

@@ -111,7 +111,11 @@ def read_events(file: Path) -> list[Event]:
 
 def curve(events: list[Event], stage: str, name: str) -> dict[int, float]:
     """The last value heard for every step of one metric, in the order of the steps."""
-    points = {e.step: float(e.value) for e in events if e.kind == "metric" and e.stage == stage and e.name == name and e.step is not None}
+    points = {
+        e.step: float(e.value)
+        for e in events
+        if e.kind == "metric" and e.stage == stage and e.name == name and e.step is not None
+    }
     return dict(sorted(points.items()))
 
 

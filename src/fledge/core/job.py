@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fledge.core.artifact import Artifact
+from fledge.core.artifact import Artifact, digest_of
 from fledge.core.events import Emitter
 from fledge.core.reference import FirstOf, Outside, Ref, Source
 from fledge.core.stage import Execution
@@ -46,7 +46,5 @@ class Job:
         return next(self.outside[text] for text in texts if text in self.outside)
 
     def rng_seed(self, *purpose: Any) -> int:
-        """A 63-bit seed that depends on the run's seed, this stage's name in the code and `purpose`, on nothing else."""
-        from fledge.core.artifact import digest_of
-
+        """A 60-bit seed that depends on the run's seed and `purpose`, on nothing else."""
         return int(digest_of([self.seed, *map(str, purpose)])[:15], 16)

@@ -1,4 +1,4 @@
-"""What a run would do, and why. A stage's fingerprint says all that its payload depends on; what has one is not made again.
+"""What a run would do, and why. A fingerprint says all that a payload depends on; what is there is not made again.
 
 Fingerprint = the stage's config, its inputs' fingerprints, digests of what comes from outside, its version, the seed.
 Device, processes, threads and micro-batch (`Execution`) are recorded but not part of it.
@@ -95,7 +95,9 @@ def make_plan(recipe: Recipe, store: Store, until: str = "", start: str = "") ->
     before = {row.name: row for row in store.db.stages(recipe.name)}
     machine = this_machine(store.db.rate)
     known = _Known()
-    steps = [_step(node, store, before, machine, known, node.name in again) for node in recipe.nodes if node.name in wanted]
+    steps = [
+        _step(node, store, before, machine, known, node.name in again) for node in recipe.nodes if node.name in wanted
+    ]
     return Plan(recipe, tuple(steps))
 
 
@@ -131,7 +133,9 @@ def _blank(config: Any, dotted: str) -> None:
     config[int(last) if isinstance(config, list) else last] = "→"
 
 
-def _step(node: Node, store: Store, before: Mapping[str, StageRow], machine: Machine, known: _Known, again: bool) -> Step:
+def _step(
+    node: Node, store: Store, before: Mapping[str, StageRow], machine: Machine, known: _Known, again: bool
+) -> Step:
     description = describe(node, known.fingerprints)
     fingerprint = digest_of(description)
     known.fingerprints[node.name] = fingerprint
@@ -159,7 +163,11 @@ def _status(
         return "make", [t("made again because of --from")]
     if store.has(node.stage.use, fingerprint):
         return "cached", []
-    why = _differences(earlier.facts["description"], description) if earlier and earlier.fingerprint != fingerprint else []
+    why = (
+        _differences(earlier.facts["description"], description)
+        if earlier and earlier.fingerprint != fingerprint
+        else []
+    )
     if store.work_folder(fingerprint).is_dir():
         return "resume", [*why, t("was interrupted and goes on")]
     return "make", why or [t("was never made")]
@@ -193,7 +201,11 @@ def _measured_size(store: Store, node: Node, fingerprint: str, part: str) -> Siz
     """What a finished artifact says of its own size (metrics rows, bytes, tokens, parameters)."""
     manifest = json.loads((store.path(node.stage.use, fingerprint) / MANIFEST).read_text(encoding="utf-8"))
     metrics = manifest["outputs"].get(part, {}).get("metrics", {})
-    numbers = {name: float(metrics[name]) for name in ("rows", "bytes", "tokens", "parameters") if isinstance(metrics.get(name), (int, float))}
+    numbers = {
+        name: float(metrics[name])
+        for name in ("rows", "bytes", "tokens", "parameters")
+        if isinstance(metrics.get(name), (int, float))
+    }
     return Size(**numbers) if numbers else None
 
 

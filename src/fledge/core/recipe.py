@@ -66,7 +66,11 @@ class Recipe:
                 return node
         names = [node.name for node in self.nodes]
         raise FledgeError(
-            Problem(t('the recipe has no stage "{name}"', name=name), allowed=listing(names, 40), fix=did_you_mean(name, names))
+            Problem(
+                t('the recipe has no stage "{name}"', name=name),
+                allowed=listing(names, 40),
+                fix=did_you_mean(name, names),
+            )
         )
 
 
@@ -103,7 +107,12 @@ def load(file: Path, settings: Iterable[str] = (), digest: Digest = sha256_of) -
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FledgeError(Problem(t("there is no recipe {file}", file=file), fix=t("name a YAML file, or one of the recipes that come with fledge: hatch, adapt-smollm2"))) from None
+        raise FledgeError(
+            Problem(
+                t("there is no recipe {file}", file=file),
+                fix=t("name a YAML file, or one of the recipes that come with fledge: hatch, adapt-smollm2"),
+            )
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FledgeError(Problem(t("the recipe cannot be read"), where=str(file), found=str(error))) from None
     draft = _parse(text, str(file))
@@ -112,7 +121,9 @@ def load(file: Path, settings: Iterable[str] = (), digest: Digest = sha256_of) -
     return _check(draft, text, digest)
 
 
-def from_values(values: dict[str, Any], settings: Iterable[str] = (), digest: Digest = sha256_of, file: str = "command line") -> Recipe:
+def from_values(
+    values: dict[str, Any], settings: Iterable[str] = (), digest: Digest = sha256_of, file: str = "command line"
+) -> Recipe:
     """Check a recipe that is already in memory (one stage run on its own)."""
     draft = Draft(file, values)
     for setting in settings:
@@ -130,7 +141,9 @@ def _parse(text: str, file: str) -> Draft:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else file
-        raise FledgeError(Problem(t("not valid YAML: {why}", why=getattr(error, "problem", None) or error), where=where)) from None
+        raise FledgeError(
+            Problem(t("not valid YAML: {why}", why=getattr(error, "problem", None) or error), where=where)
+        ) from None
     draft = Draft(file, {})
     if not isinstance(root, yaml.MappingNode):
         raise FledgeError(Problem(t("a recipe is a mapping with the keys name and stages"), where=file))
@@ -171,7 +184,14 @@ def _apply(draft: Draft, setting: str) -> None:
     if not at_top and parts[0] != "stages":
         if parts[0] not in stages:
             names = [*stages, *Header.model_fields]
-            draft.problems.append(Problem(t('the recipe has no stage "{name}"', name=parts[0]), where=f"--set {setting}", allowed=listing(names, 40), fix=did_you_mean(parts[0], names)))
+            draft.problems.append(
+                Problem(
+                    t('the recipe has no stage "{name}"', name=parts[0]),
+                    where=f"--set {setting}",
+                    allowed=listing(names, 40),
+                    fix=did_you_mean(parts[0], names),
+                )
+            )
             return
         parts = ["stages", *parts]
     key: Key = ()
@@ -186,11 +206,19 @@ def _apply(draft: Draft, setting: str) -> None:
         else:
             target = None
         if not isinstance(target, (dict, list)):
-            draft.problems.append(Problem(t("{key} has no keys below it", key=".".join(map(str, key))), where=f"--set {setting}"))
+            draft.problems.append(
+                Problem(t("{key} has no keys below it", key=".".join(map(str, key))), where=f"--set {setting}")
+            )
             return
     last: str | int = int(parts[-1]) if isinstance(target, list) and parts[-1].isdigit() else parts[-1]
     if isinstance(target, list) and not (isinstance(last, int) and last < len(target)):
-        draft.problems.append(Problem(t("the list {key} has no such entry", key=".".join(parts[:-1])), where=f"--set {setting}", found=str(parts[-1])))
+        draft.problems.append(
+            Problem(
+                t("the list {key} has no such entry", key=".".join(parts[:-1])),
+                where=f"--set {setting}",
+                found=str(parts[-1]),
+            )
+        )
         return
     target[last] = value
     draft.from_flags.add((*key, last))
@@ -207,7 +235,9 @@ def _check(draft: Draft, text: str, digest: Digest) -> Recipe:
         draft.complain(("stages",), t("a recipe needs stages: a mapping from names to stages"))
         draft.raise_problems()
     assert isinstance(stages, dict)
-    built = {str(name): node for name, block in stages.items() if (node := _build_stage(str(name), block, header, draft))}
+    built = {
+        str(name): node for name, block in stages.items() if (node := _build_stage(str(name), block, header, draft))
+    }
     parents, outside = _resolve_references(built, set(map(str, stages)), draft, digest)
     order = _order(built, parents, draft)
     _check_kinds(order, built, parents, draft)
@@ -224,16 +254,27 @@ def _build_stage(name: str, block: object, header: Header | None, draft: Draft) 
         draft.complain(key, t("a stage's name holds letters, digits, _ and - only"), found=name)
         return None
     if not isinstance(block, dict) or not isinstance(block.get("use"), str):
-        draft.complain(key, t("a stage is a mapping with the key use"), fix=t("for example: {example}", example="{use: train.pretrain, …}"))
+        draft.complain(
+            key,
+            t("a stage is a mapping with the key use"),
+            fix=t("for example: {example}", example="{use: train.pretrain, …}"),
+        )
         return None
     fields = dict(block)
     use = fields.pop("use")
     if use not in (known := all_stages()):
-        draft.complain((*key, "use"), t('there is no stage "{use}"', use=use), allowed=listing(list(known), 40), fix=did_you_mean(use, known))
+        draft.complain(
+            (*key, "use"),
+            t('there is no stage "{use}"', use=use),
+            allowed=listing(list(known), 40),
+            fix=did_you_mean(use, known),
+        )
         return None
     own = fields.pop("execution", {})
     default = header.execution if header else Execution()
-    execution = _build(Execution, {**default.model_dump(), **own} if isinstance(own, dict) else own, (*key, "execution"), draft)
+    execution = _build(
+        Execution, {**default.model_dump(), **own} if isinstance(own, dict) else own, (*key, "execution"), draft
+    )
     seed = fields.pop("seed", header.seed if header else 0)
     if not isinstance(seed, int):
         draft.complain((*key, "seed"), t("must be a whole number"), found=repr(seed))
@@ -241,7 +282,7 @@ def _build_stage(name: str, block: object, header: Header | None, draft: Draft) 
     if stage is None or execution is None:
         return None
     draft.problems += [
-        Problem(p.what, p.where and draft.where((*key, *p.where.split("."))) or draft.where(key), p.found, p.allowed, p.fix)
+        Problem(p.what, draft.where((*key, *filter(None, p.where.split(".")))), p.found, p.allowed, p.fix)
         for p in stage.check()
     ]
     return stage, execution, seed
@@ -266,16 +307,53 @@ def _translate(schema: type[BaseModel], error: dict[str, Any], key: Key, draft: 
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
         allowed = _keys_at(schema, path[:-1])
-        return Problem(t('unknown key "{key}"', key=path[-1]), where, allowed=listing(allowed, 40), fix=did_you_mean(str(path[-1]), allowed))
+        return Problem(
+            t('unknown key "{key}"', key=path[-1]),
+            where,
+            allowed=listing(allowed, 40),
+            fix=did_you_mean(str(path[-1]), allowed),
+        )
     if kind == "missing":
-        return Problem(t('the key "{key}" is missing', key=path[-1] if path else ""), draft.where((*key, *path[:-1])) if path else where)
+        return Problem(
+            t('the key "{key}" is missing', key=path[-1] if path else ""),
+            draft.where((*key, *path[:-1])) if path else where,
+        )
     if kind in ("literal_error", "enum", "union_tag_invalid"):
         context = error.get("ctx", {})
         expected = str(context.get("expected") or context.get("expected_tags", ""))
         words = re.findall(r"'([^']*)'", expected)
-        return Problem(t("is not one of the values allowed here"), where, found=repr(given), allowed=expected, fix=did_you_mean(str(given), words) if isinstance(given, str) else "")
-    message = error["msg"].removeprefix("Value error, ")
-    return Problem(message, where, found=_short(given))
+        return Problem(
+            t("is not one of the values allowed here"),
+            where,
+            found=repr(given),
+            allowed=expected,
+            fix=did_you_mean(str(given), words) if isinstance(given, str) else "",
+        )
+    return Problem(_rule(kind, error), where, found=_short(given))
+
+
+def _rule(kind: str, error: Mapping[str, Any]) -> str:
+    """The rule that a value broke, in the user's language where pydantic's own words are English."""
+    context = error.get("ctx", {})
+    rules = {
+        "greater_than": lambda: t("must be greater than {limit}", limit=context["gt"]),
+        "greater_than_equal": lambda: t("must be at least {limit}", limit=context["ge"]),
+        "less_than": lambda: t("must be less than {limit}", limit=context["lt"]),
+        "less_than_equal": lambda: t("must be at most {limit}", limit=context["le"]),
+        "too_short": lambda: t("needs at least {limit} entries", limit=context["min_length"]),
+    }
+    numbers = ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type")
+    if kind in rules:
+        return rules[kind]()
+    if kind in numbers:
+        return t("must be a whole number") if kind.startswith("int") else t("must be a number")
+    if kind in ("bool_parsing", "bool_type"):
+        return t("must be true or false")
+    if kind == "list_type":
+        return t("must be a list")
+    if kind in ("dict_type", "model_type"):
+        return t("must be a mapping")
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _in_values(part: str | int) -> bool:
@@ -352,7 +430,7 @@ def _find_source(source: Source | tuple[Source, ...], key: Key, draft: Draft, di
     if isinstance(source, Source):
         found = _find(source.text, key, draft, digest, None)
         return [found] if found else []
-    errors = []
+    errors: list[Problem] = []
     for candidate in source:  # the first that is there
         try:
             return [resolve(candidate.text, digest)]
@@ -392,7 +470,9 @@ def _order(built: Built, parents: Mapping[str, Mapping[str, tuple[str, str]]], d
     return order
 
 
-def _check_kinds(order: list[str], built: Built, parents: Mapping[str, Mapping[str, tuple[str, str]]], draft: Draft) -> None:
+def _check_kinds(
+    order: list[str], built: Built, parents: Mapping[str, Mapping[str, tuple[str, str]]], draft: Draft
+) -> None:
     """Every reference points at a part that exists and is of a kind that may stand there."""
     kinds: dict[str, dict[str, str]] = {}
     for name in order:
@@ -404,9 +484,18 @@ def _check_kinds(order: list[str], built: Built, parents: Mapping[str, Mapping[s
             key: Key = ("stages", name, *dotted.split("."))
             if part not in kinds[target]:
                 parts = [f"{target}.{p}" if p else target for p in kinds[target]]
-                draft.complain(key, t('"{stage}" has no output "{part}"', stage=target, part=part or target), allowed=listing(parts), fix=did_you_mean(refs[dotted].text, parts))
+                draft.complain(
+                    key,
+                    t('"{stage}" has no output "{part}"', stage=target, part=part or target),
+                    allowed=listing(parts),
+                    fix=did_you_mean(refs[dotted].text, parts),
+                )
             elif not refs[dotted].accepts(kinds[target][part]):
-                draft.complain(key, t('"{ref}" is a {kind}', ref=refs[dotted].text, kind=kinds[target][part]), allowed=refs[dotted].expects)
+                draft.complain(
+                    key,
+                    t('"{ref}" is a {kind}', ref=refs[dotted].text, kind=kinds[target][part]),
+                    allowed=refs[dotted].expects,
+                )
         outputs = {part: kind.kind for part, kind in stage.output_kinds().items()}
         same = parents[name].get(stage.same_kind_as) if stage.same_kind_as else None
         if same and same[0] in kinds and same[1] in kinds[same[0]]:

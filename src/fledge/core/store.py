@@ -1,9 +1,9 @@
 """Where artifacts live. A finished one is renamed into `artifacts/` whole and never changed again.
 
-    artifacts/<use>-<fingerprint>/   complete and immutable
-    work/<fingerprint>/              an unfinished stage: out/, checkpoints, events, log.txt
-    runs/<name>/                     links to a run's artifacts by stage name, its events and its report
-    fledge.db                        everything mutable
+artifacts/<use>-<fingerprint>/   complete and immutable
+work/<fingerprint>/              an unfinished stage: out/, checkpoints, events, log.txt
+runs/<name>/                     links to a run's artifacts by stage name, its events and its report
+fledge.db                        everything mutable
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Store:
         for name in files:
             _seal(out / name)
         payload = digest_of({name: entry["sha256"] for name, entry in files.items()})
-        write_atomic(out / MANIFEST, json.dumps({**manifest, "payload": payload, "files": files}, ensure_ascii=False, indent=1))
+        write_atomic(
+            out / MANIFEST, json.dumps({**manifest, "payload": payload, "files": files}, ensure_ascii=False, indent=1)
+        )
         if target.exists():
             shutil.rmtree(target)
         out.replace(target)
@@ -149,12 +151,14 @@ def find_model(name: str, store: Store, prefer: tuple[str, ...] = ("model", "ada
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return folder.resolve()
     run, _, stage = name.partition("/")
-    rows = [row for row in store.db.stages(run) if row.status in ("made", "cached") and (not stage or row.name == stage)]
-    for row in reversed(rows):
-        manifest = json.loads((Path(row.path) / MANIFEST).read_text(encoding="utf-8"))
+    rows = [
+        row for row in store.db.stages(run) if row.status in ("made", "cached") and (not stage or row.name == stage)
+    ]
+    for artifact in (Path(row.path) for row in reversed(rows)):
+        manifest = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
         for output in manifest["outputs"].values():
             if output["kind"] in prefer:
-                return Path(row.path) / output["path"]
+                return artifact / str(output["path"])
     known = [r.name for r in store.db.runs()]
     raise FledgeError(
         Problem(
