@@ -1,0 +1,428 @@
+"""Raw files into records: every format found by itself, every wrong row named, nothing lost."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fledge.records
+from fledge.core.errors import FledgeError
+from fledge.core.language import catalogue
+from fledge.records.files import PIECE
+from fledge.records.formats import WRITERS, detect, load, write_format
+from fledge.records.kinds import (
+    Answer,
+    Conversation,
+    Document,
+    Labelled,
+    Message,
+    Preference,
+    Prompt,
+    Rating,
+    Record,
+)
+from fledge.records.rejects import Rejects, read_rejects
+from tests.records import strategies
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a file: bytes as they are, texts as lines, anything else as JSON lines."""
+
+    def write(name: str, *rows: Any) -> Path:
+        lines = [r if isinstance(r, bytes) else (r if isinstance(r, str) else json.dumps(r)).encode() for r in rows]
+        (tmp_path / name).write_bytes(b"".join(line + b"\n" for line in lines))
+        return tmp_path / name
+
+    return write
+
+
+def u(text: str) -> Message:
+    return Message("user", text)
+
+
+def a(text: str) -> Message:
+    return Message("assistant", text)
+
+
+S = Message("system", "s")
+QA = Conversation((u("q"), a("a")))
+EXAMPLES: dict[str, tuple[Any, str, str, Record]] = {
+    "alpaca": ({"instruction": "q", "input": "", "output": "a"}, "alpaca", "conversations", QA),
+    "alpaca with all": (
+        {"instruction": "q", "input": "i", "output": "a", "system": "s", "history": [["q0", "a0"]]},
+        "alpaca", "conversations", Conversation((S, u("q0"), a("a0"), u("q\ni"), a("a"))),
+    ),
+    "sharegpt": (
+        {"conversations": [
+            {"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        "messages", "conversations", Conversation((S, u("q"), a("a"))),
+    ),
+    "sharegpt with a tool": (
+        {"system": "s", "conversations": [
+            {"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+            {"from": "observation", "value": "42"}, {"from": "gpt", "value": "a"}]},
+        "messages", "conversations",
+        Conversation((
+            S, u("q"),
+            Message("assistant", "", tool_calls='[{"type": "function", "function": {"name": "f", "arguments": {}}}]'),
+            Message("tool", "42"), a("a"),
+        )),
+    ),
+    "openai": (
+        {"messages": [
+            {"role": "developer", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "q"}], "name": "z"},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            {"role": "tool", "content": "42", "tool_call_id": "1"}]},
+        "messages", "conversations",
+        Conversation((
+            S, Message("user", "q", "z"), Message("assistant", "", tool_calls='[{"id": "1"}]'),
+            Message("tool", "42", tool_call_id="1"),
+        )),
+    ),
+    "conversation": (
+        {"conversation": [{"role": "user", "content": "q"}]}, "messages", "conversations", Conversation((u("q"),)),
+    ),
+    "prompt and response": ({"prompt": "q", "response": "a"}, "pair", "conversations", QA),
+    "question and answer": ({"question": "q", "answer": "a"}, "pair", "conversations", QA),
+    "query and completion": ({"query": "q", "completion": "a"}, "pair", "conversations", QA),
+    "preference of texts": (
+        {"prompt": "q", "chosen": "a", "rejected": "b"}, "preference", "preferences",
+        Preference((u("q"),), (Answer("a", 1), Answer("b", 2))),
+    ),
+    "preference with a system prompt and input": (
+        {"system": "s", "instruction": "q", "input": "i", "chosen": "a", "rejected": "b"}, "preference", "preferences",
+        Preference((S, u("q\ni")), (Answer("a", 1), Answer("b", 2))),
+    ),
+    "preference of whole conversations": (
+        {"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+         "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
+        "preference", "preferences", Preference((u("q"),), (Answer("a", 1), Answer("b", 2))),
+    ),
+    "preference that says its prompt twice": (
+        {"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+         "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
+        "preference", "preferences", Preference((u("q"),), (Answer("a", 1), Answer("b", 2))),
+    ),
+    "preference of single messages": (
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"},
+         "rejected": {"from": "gpt", "value": "b"}},
+        "preference", "preferences", Preference((u("q"),), (Answer("a", 1), Answer("b", 2))),
+    ),
+    "preference as in HH": (
+        {"chosen": "\n\nHuman: q\n\nAssistant: r\n\nHuman: t\n\nAssistant: a",
+         "rejected": "\n\nHuman: q\n\nAssistant: r\n\nHuman: t\n\nAssistant: b"},
+        "preference", "preferences", Preference((u("q"), a("r"), u("t")), (Answer("a", 1), Answer("b", 2))),
+    ),
+    "ranking by scores": (
+        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [0.5, 2, 0.5]}, "ranking", "preferences",
+        Preference((u("q"),), (Answer("a", 2), Answer("b", 1), Answer("c", 2))),
+    ),
+    "ranking by ranks": (
+        {"question": "q", "answers": ["a", "b"], "ranks": [2, 1]}, "ranking", "preferences",
+        Preference((u("q"),), (Answer("a", 2), Answer("b", 1))),
+    ),
+    "ranking of objects": (
+        {"instruction": "q", "completions": [{"response": "a", "score": 1, "model": "m"}, {"text": "b", "score": 4}]},
+        "ranking", "preferences", Preference((u("q"),), (Answer("a", 2, "m"), Answer("b", 1))),
+    ),
+    "rating": ({"prompt": "q", "response": "a", "score": "4"}, "rating", "ratings", Rating((u("q"),), "a", 4.0)),
+    "classification": ({"text": "t", "label": 1}, "classification", "labelled", Labelled("t", "1")),
+    "text": ({"text": "t", "url": "u", "n": 3}, "text", "documents", Document("t", meta={"url": "u", "n": "3"})),
+    "prompt": ({"prompt": "q"}, "prompt", "prompts", Prompt((u("q"),))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(EXAMPLES))
+def test_each_format_is_found_by_itself(write: Write, name: str) -> None:
+    row, form, kind, record = EXAMPLES[name]
+    file = write("data.jsonl", row, row)
+    found = detect(file)
+    assert (found.name, found.kind) == (form, kind)
+    assert list(load(file, kind)) == [record, record]
+
+
+def test_what_a_row_says_of_itself_is_kept(write: Write) -> None:
+    row = {"id": 0, "lang": "zh", "source": "web", "meta": {"a": "1"}, "text": "t", "tags": ["x"], "none": None}
+    (document,) = load(write("data.jsonl", row), "documents")
+    assert document == Document("t", "0", "zh", "web", {"a": "1", "tags": '["x"]'})
+
+
+def test_a_further_key_is_no_slip(write: Write) -> None:
+    (record,) = load(write("data.jsonl", {"prompt": "q", "response": "a", "story": "1", "ids": 2}), "conversations")
+    assert record == Conversation((u("q"), a("a")), meta={"story": "1", "ids": "2"})
+
+
+def test_the_kind_wanted_decides_between_readings(write: Write) -> None:
+    file = write("data.jsonl", {"question": "1+1?", "answer": "2", "score": 5})
+    assert list(load(file, "conversations")) == [Conversation((u("1+1?"), a("2")), meta={"score": "5"})]
+    assert list(load(file, "prompts")) == [Prompt((u("1+1?"),), "2", meta={"score": "5"})]
+    assert list(load(file, "ratings")) == [Rating((u("1+1?"),), "2", 5.0)]
+    (document,) = load(file, "documents")
+    assert isinstance(document, Document) and document.text == "1+1?\n2"
+    chat = write("chat.jsonl", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+    assert list(load(chat, "prompts")) == [Prompt((u("q"),), "a")]
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+PAIRS = [Conversation((u('Hi, "you"\n2'), a("Hello"))), Conversation((u("你好"), a("好")))]
+
+
+@pytest.mark.parametrize(
+    "name", ["d.jsonl", "d.ndjson", "d.json", "d.csv", "d.tsv", "d.parquet", "data.json", "lines.json"]
+)
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_every_kind_of_file_holds_the_same(tmp_path: Path, name: str, packing: str) -> None:
+    rows = [{"prompt": c.messages[0].content, "response": c.messages[1].content} for c in PAIRS]
+    match name:
+        case "d.json":
+            content = json.dumps(rows, indent=1).encode()
+        case "data.json":
+            content = json.dumps({"version": 1, "data": rows}).encode()
+        case "d.csv" | "d.tsv":
+            comma = "," if name == "d.csv" else "\t"
+            quoted = (comma.join(f'"{v}"' for v in (r["prompt"].replace('"', '""'), r["response"])) for r in rows)
+            content = ("\ufeff" + "\r\n".join([f"prompt{comma}response", *quoted])).encode()
+        case "d.parquet":
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bare.parquet")
+            content = (tmp_path / "bare.parquet").read_bytes()
+        case _:
+            content = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+            content = b"\xef\xbb\xbf" * (name == "d.ndjson") + content
+    if packing == ".gz":
+        content = gzip.compress(content)
+    elif packing == ".zst":
+        content = pa.compress(content, codec="zstd", asbytes=True)
+    file = tmp_path / (name + packing)
+    file.write_bytes(content)
+    assert list(load(file, "conversations")) == PAIRS
+
+
+def test_a_folder_is_all_its_files_in_order(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".git").mkdir()
+    write("b.jsonl", {"text": "2"})
+    write("a.txt", "1")
+    write("sub/c.md", "# 3")
+    write("picture.png", "no")
+    write(".git/x.txt", "no")
+    assert [d.text for d in load(tmp_path, "documents") if isinstance(d, Document)] == ["1", "2", "# 3"]
+
+
+def test_a_small_text_is_one_document_and_a_big_one_is_cut_at_blank_lines(write: Write) -> None:
+    small = write("small.txt", "", "One.", "", "", "Two.")
+    assert list(load(small, "documents")) == [Document("One.\n\n\nTwo.")]
+    paragraphs = [f"{i} " + "x" * 500 for i in range(60)]
+    file = write("big.txt", *(line for p in paragraphs for line in (p, "")))
+    documents = [d.text for d in load(file, "documents") if isinstance(d, Document)]
+    assert "\n\n".join(documents) == "\n\n".join(paragraphs)
+    assert len(documents) == 4 and all(PIECE <= len(d) < PIECE + 600 for d in documents[:-1])
+    unbroken = write("unbroken.txt", *(["y" * 99] * 1000))
+    documents = [d.text for d in load(unbroken, "documents") if isinstance(d, Document)]
+    assert "\n".join(documents) == "\n".join(["y" * 99] * 1000) and len(documents) == 4
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------
+
+GOOD = {"prompt": "q", "response": "a"}
+BAD_ROWS: dict[str, tuple[Any, str]] = {
+    "misspelt key": ({"prompt": "q", "respones": "a"}, '"respones" is unknown; did you mean "response"?'),
+    "misspelt optional key": ({**GOOD, "histori": []}, '"histori" is unknown; did you mean "history"?'),
+    "missing key": ({"prompt": "q"}, '"response" is missing'),
+    "null": ({"prompt": "q", "response": None}, '"response" is empty'),
+    "blank": ({"prompt": "q", "response": " \n"}, '"response" is empty'),
+    "number": ({"prompt": "q", "response": 3}, '"response" is a number where a text is wanted'),
+    "list": (["q", "a"], 'is a list where an object with "prompt", "response" is wanted'),
+    "not JSON": ('{"prompt": "q", "respon', "is not valid JSON: Unterminated string starting at"),
+    "not UTF-8": (b'{"prompt": "\xc4\xe3", "response": "a"}', "is not UTF-8"),
+    "half a surrogate pair": ('{"prompt": "\\ud800", "response": "a"}', "is not UTF-8"),
+    "depth": ("[" * 100_000, "is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_ROWS))
+def test_a_bad_row_is_set_aside_with_its_line_and_reason(write: Write, tmp_path: Path, name: str) -> None:
+    bad, reason = BAD_ROWS[name]
+    file = write("data.jsonl", GOOD, "", GOOD, bad, GOOD)
+    with Rejects(tmp_path / "out") as rejects:
+        assert len(list(load(file, "conversations", rejects))) == 3
+    (row,) = read_rejects(tmp_path / "out")
+    assert (row["step"], row["where"]) == ("read", "data.jsonl:4") and row["reason"].startswith(reason)
+    assert rejects.counts == {"read": 1}
+    kept = bad.decode(errors="backslashreplace") if isinstance(bad, bytes) else bad
+    assert row["row"] == (kept if isinstance(kept, str) else json.dumps(kept))
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"role": "asistant", "content": "a"}, '"messages[1].role: asistant" is unknown; did you mean "assistant"?'),
+        ({"role": "owl", "content": "a"}, '"messages[1].role: owl" is unknown; allowed: system, user, assistant, tool'),
+        ({"role": "assistant", "contents": "a"}, '"messages[1].contents" is unknown; did you mean "content"?'),
+        ({"role": "assistant"}, '"messages[1].content" is missing'),
+        ({"content": "a"}, '"messages[1].role" is missing'),
+        ({"role": "assistant", "content": ""}, '"messages[1].content" is empty'),
+        ({"role": "user", "content": [{"type": "image_url"}]}, '"messages[1].content" has parts that are not text'),
+        ("a", '"messages[1]" is a text where a message is wanted'),
+    ],
+)
+def test_a_bad_turn_is_named(write: Write, turn: Any, reason: str) -> None:
+    file = write("chat.jsonl", {"messages": [{"role": "user", "content": "q"}, turn]})
+    with pytest.raises(FledgeError) as error:
+        list(load(file, "conversations"))
+    assert error.value.problems[0].what == reason and error.value.problems[0].where == f"{file}:1"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, '"chosen" and "rejected" are the same'),
+        ({"chosen": "a", "rejected": "b"}, '"chosen" is not one answer after the same prompt'),
+        ({"prompt": "q", "answers": ["a", "b"]}, '"scores" is nothing where a number is wanted'),
+        ({"prompt": "q", "answers": ["a", "b"], "scores": [1]}, 'there is not one rank or score for each of "answers"'),
+        ({"prompt": "q", "answers": ["a", "b"], "scores": [1, "NaN"]}, '"scores" is a text where a number is wanted'),
+        ({"prompt": "q", "answers": ["a"], "scores": [1]}, '"answers" is not a list of two answers or more'),
+    ],
+)
+def test_a_preference_that_says_nothing_is_refused(write: Write, row: Any, reason: str) -> None:
+    with pytest.raises(FledgeError) as error:
+        list(load(write("data.jsonl", row), "preferences"))
+    assert error.value.problems[0].what == reason
+
+
+def test_a_misspelt_key_in_every_row_is_named_with_file_and_line(write: Write) -> None:
+    file = write("data.jsonl", *[{"prompt": "q", "respones": "a"}] * 20)
+    with pytest.raises(FledgeError) as error:
+        next(load(file, "conversations"))
+    assert str(error.value).startswith(f'{file}:1: "respones" is unknown; did you mean "response"?')
+
+
+def test_the_first_problems_are_shown_where_no_row_can_be_used(write: Write) -> None:
+    file = write("data.jsonl", *[{"prompt": "q", "response": ""}] * 20)
+    with pytest.raises(FledgeError) as error:
+        list(load(file, "conversations"))
+    assert [p.where for p in error.value.problems] == [f"{file}:{i}" for i in range(1, 6)]
+
+
+def test_another_kind_is_named(write: Write) -> None:
+    with pytest.raises(FledgeError, match="holds documents where preferences are wanted"):
+        next(load(write("data.jsonl", {"text": "t"}), "preferences"))
+
+
+def test_text_in_another_encoding_comes_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "gbk.txt").write_bytes("你好，世界".encode("gbk"))
+    with pytest.raises(FledgeError, match="is not UTF-8") as error:
+        next(load(tmp_path / "gbk.txt", "documents"))
+    assert "iconv" in error.value.problems[0].fix
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("none.jsonl", "does not exist"), ("a.exe", "is not a data file"), ("empty.jsonl", "has no rows")],
+)
+def test_a_file_that_holds_nothing_is_said_to(write: Write, tmp_path: Path, name: str, what: str) -> None:
+    if name != "none.jsonl":
+        write(name)
+    with pytest.raises(FledgeError, match=what):
+        next(load(tmp_path / name, "documents"))
+
+
+def test_a_broken_array_keeps_what_stands_before_the_break(write: Write, tmp_path: Path) -> None:
+    file = write("data.json", "[", ' {"text": "1"},', ' {"text": "2"},', ' {"text": ', "]")
+    with Rejects(tmp_path / "out") as rejects:
+        assert [d.text for d in load(file, "documents", rejects) if isinstance(d, Document)] == ["1", "2"]
+    (row,) = read_rejects(tmp_path / "out")
+    assert row["where"] == "data.json:4" and row["reason"].startswith("is not valid JSON from here on")
+
+
+def test_a_table_sets_aside_its_ragged_rows_and_its_other_encodings(write: Write, tmp_path: Path) -> None:
+    file = write("data.csv", "text,label", '"two', 'lines",a', "x", b"\xc4\xe3,b", "y,c", "")
+    with Rejects(tmp_path / "out") as rejects:
+        assert list(load(file, "labelled", rejects)) == [Labelled("two\nlines", "a"), Labelled("y", "c")]
+    rows = [(row["where"], row["reason"]) for row in read_rejects(tmp_path / "out")]
+    assert rows == [("data.csv:4", "has 1 cells where the header has 2"), ("data.csv:5", "is not UTF-8")]
+
+
+def test_a_broken_archive_is_an_error_not_a_traceback(tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
+        (tmp_path / name).write_bytes(b"not an archive")
+        with pytest.raises(FledgeError):
+            next(load(tmp_path / name, "documents"))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "t"}\n' * 999)[:-20])
+    with pytest.raises(FledgeError, match="cannot be read"):
+        list(load(tmp_path / "b.jsonl.gz", "documents"))
+
+
+def test_without_a_place_for_them_bad_rows_are_counted_aloud(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    file = write("data.jsonl", {"text": "1"}, "nonsense", {"text": "2"})
+    with caplog.at_level(logging.WARNING):
+        assert len(list(load(file, "documents"))) == 2
+    assert "1 of 3 rows were set aside" in caplog.text and f"{file}:2" in caplog.text
+
+
+def test_rejected_rows_do_not_depend_on_the_readers_language(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEDGE_LANG", "zh")
+    file = write("data.jsonl", GOOD, {"prompt": "q", "respones": "a"}, {"prompt": "q", "response": 3})
+    with Rejects(tmp_path / "out") as rejects:
+        list(load(file, "conversations", rejects))
+    assert [row["reason"] for row in read_rejects(tmp_path / "out")] == [
+        '"respones" is unknown; did you mean "response"?',
+        '"response" is a number where a text is wanted',
+    ]
+    with pytest.raises(FledgeError, match="未知的“respones”；是不是想写“response”？"):
+        list(load(write("bad.jsonl", {"prompt": "q", "respones": "a"}), "conversations"))
+
+
+def test_every_reason_has_a_translation() -> None:
+    sentences = set()
+    for file in sorted(Path(fledge.records.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Reason", "Misfit") and node.args:
+                sentences |= {n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)}
+    assert len(sentences) > 20
+    assert sorted(s for s in sentences - catalogue("zh").keys() if s != "{type}") == []
+
+
+# --- and back -------------------------------------------------------------------------------------------------------
+
+ROUND_TRIPS = {
+    "alpaca": strategies.alpacas(),
+    "sharegpt": strategies.records("conversations"),
+    "messages": strategies.records("conversations"),
+    "preference": strategies.preference_pairs(),
+}
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+@given(data=st.data())
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(ROUND_TRIPS[name], min_size=1, max_size=4))
+    file = tmp_path_factory.mktemp("formats") / "data.jsonl"
+    assert write_format(rows, name, file) == len(rows)
+    assert list(load(file, "preferences" if name == "preference" else "conversations")) == rows
+
+
+def test_a_record_that_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FledgeError, match="cannot be written"):
+        write_format([Conversation((u("q"), u("q")))], "alpaca", tmp_path / "x.jsonl")
+    with pytest.raises(FledgeError, match="cannot be written"):
+        write_format([Document("t")], "messages", tmp_path / "x.jsonl")
+    with pytest.raises(FledgeError, match='did you mean "alpaca"'):
+        write_format([], "alpacca", tmp_path / "x.jsonl")
