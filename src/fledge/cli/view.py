@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from fledge.cli.console import terminal
 from fledge.core.artifact import EVENTS, MANIFEST, write_atomic
 from fledge.core.db import StageRow
 from fledge.core.errors import FledgeError, Problem, did_you_mean
@@ -39,12 +40,11 @@ def view_of(run: str, store: Store) -> RunView:
     return RunView(
         name=run,
         recipe_text=(folder / "recipe.yaml").read_text(encoding="utf-8"),
-        created=time.strftime("%Y-%m-%d %H:%M", time.localtime(found[run].created)),
-        machine={"processor": processor(), "cores": cores(), "memory": show_bytes(memory())},
+        created=found[run].created,
+        machine={"processor": processor(), "cores": cores(), "memory": memory()},
         stages=[_stage_view(row) for row in stages],
         events=events,
         command=f"fledge run {found[run].recipe}",
-        status=found[run].status,
     )
 
 
@@ -56,16 +56,22 @@ def _stage_view(row: StageRow) -> StageView:
         status=row.status,
         seconds=manifest.get("seconds", row.seconds),
         fingerprint=row.fingerprint,
-        path=Path(row.path) if row.path else None,
-        inputs=row.facts["inputs"],
+        path=row.path,
+        inputs=_inputs(row),
         metrics=_metrics(manifest),
-        outputs={part: output["kind"] for part, output in manifest.get("outputs", {}).items()},
+        outputs=manifest.get("outputs", {}),
         config=row.facts["description"]["config"],
         estimate=manifest.get("estimate", row.facts["estimate"]),
         peak_memory=manifest.get("peak_memory", 0),
         execution=manifest.get("execution", {}),
         versions=manifest.get("versions", {}),
     )
+
+
+def _inputs(row: StageRow) -> dict[str, Any]:
+    """What stood at every key, and the fingerprint or digest that it had."""
+    identities = row.facts["description"]["inputs"]
+    return {key: {"stage": text, **identities[key]} for key, text in row.facts["inputs"].items()}
 
 
 def _manifest(row: StageRow) -> dict[str, Any]:
@@ -85,13 +91,13 @@ def show_run(run: str, as_json: bool, check: bool) -> None:
     """`fledge show`."""
     store = Store()
     view = view_of(run, store)
-    problems = [p for stage in view.stages if stage.path and check for p in verify(stage.path)]
+    problems = [p for stage in view.stages if stage.path and check for p in verify(Path(stage.path))]
     if as_json:
         keys = ("name", "use", "status", "seconds", "fingerprint", "path", "inputs", "metrics")
         stages = [{key: getattr(stage, key) for key in keys} for stage in view.stages]
         click.echo(json.dumps({"name": view.name, "stages": stages}, ensure_ascii=False, indent=1, default=str))
     else:
-        _print_stages(view, Console(highlight=False))
+        _print_stages(view, terminal())
     if problems:
         raise FledgeError(*problems)
     if check:
@@ -111,7 +117,7 @@ def _print_stages(view: RunView, console: Console) -> None:
             show_seconds(stage.seconds),
             size,
             _headline(stage.metrics),
-            str(stage.path or ""),
+            stage.path,
         )
     console.print(table)
 
@@ -142,7 +148,7 @@ def print_summary(run: str, store: Store, console: Console) -> None:
     report = store.runs / run / "report.html"
     if report.exists():
         console.print(t("report: {path}", path=report))
-    models = [s for s in view.stages if s.path and {"model", "adapter"} & set(s.outputs.values())]
+    models = [s for s in view.stages if any(o["kind"] in ("model", "adapter") for o in s.outputs.values())]
     if models:
         console.print(t("model:  {path}", path=models[-1].path))
         console.print(t("talk to it: fledge chat {run}   in a browser: fledge serve {run}", run=run))
@@ -163,7 +169,7 @@ def list_runs(as_json: bool) -> None:
         made = sum(stage.status in ("made", "cached") for stage in stages)
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created))
         table.add_row(row.name, t(row.status), begun, f"{made}/{len(stages)}", row.recipe)
-    Console(highlight=False).print(table if rows else t("there is no run yet; begin with: fledge run"))
+    terminal().print(table if rows else t("there is no run yet; begin with: fledge run"))
 
 
 def collect_garbage(dry_run: bool) -> None:

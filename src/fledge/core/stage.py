@@ -20,9 +20,9 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fledge.core.artifact import KINDS, Artifact
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
@@ -49,18 +49,23 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), arbitrary_types_allowed=True)
 
 
+def _yaml_switch(value: object) -> object:
+    """YAML reads `on` and `off` as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class Execution(Config):
     """How a stage is carried out. Recorded with the artifact, not part of its fingerprint."""
 
     device: str = "auto"
     """auto, cpu, cuda, mps"""
-    processes: int = 1
+    processes: int = Field(1, ge=1)
     """more than one starts torchrun"""
-    threads: int = 0
+    threads: int = Field(0, ge=0)
     """threads per process; 0 takes all cores"""
-    micro_batch: int = 0
+    micro_batch: int = Field(0, ge=0)
     """rows at once; 0 lets the stage choose"""
-    compile: str = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_yaml_switch)] = "auto"
     """auto, on, off: torch.compile where a C++ compiler is there and the run is long enough"""
 
 
@@ -157,10 +162,7 @@ def all_stages() -> dict[str, type[Stage]]:
 
     named = os.environ.get("FLEDGE_STAGES", "").split(",")
     for name in [*MODULES, *(point.value for point in entry_points(group="fledge.stages")), *filter(None, named)]:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as e:
-            print("NOT YET", e)
+        importlib.import_module(name)
     found: dict[str, type[Stage]] = {}
     pending = list(Stage.__subclasses__())
     while pending:

@@ -1,0 +1,1 @@
+"""From raw text to batches: collecting, the refinery, splitting, the tokenizer, packing and batch sources."""

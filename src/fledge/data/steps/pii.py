@@ -1,0 +1,35 @@
+"""Personal data: masked in every text of every kind of record, meta and tool calls included."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from pydantic import Field, field_validator
+
+from fledge.core.errors import did_you_mean
+from fledge.data.pii import KINDS, mask
+from fledge.data.steps.base import Rejected, Step
+from fledge.data.texts import map_texts
+from fledge.records.kinds import Record
+
+
+class PII(Step, name="pii"):
+    """E-mail addresses, mainland ID cards, bank cards, IPv4 addresses and telephone numbers become [EMAIL], [ID],
+    [CARD], [IP] and [PHONE]: the last step of FineWeb (Penedo et al., 2024), made to work beside Chinese characters."""
+
+    kinds: tuple[str, ...] = Field(KINDS, description="what to mask: " + ", ".join(KINDS))
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f'"{kind}" is not one of {", ".join(KINDS)} {did_you_mean(kind, KINDS)}'.rstrip())
+        return kinds
+
+    def __call__(self, record: Record, counts: Counter[str]) -> Record | Rejected:
+        found: Counter[str] = Counter()
+        masked = map_texts(record, lambda text: mask(text, record.language, found, self.kinds), everywhere=True)
+        for kind, times in found.items():
+            counts[f"pii/{kind}"] += times
+        return masked

@@ -1,0 +1,77 @@
+"""Stage `evaluate`: every model of a run, side by side on the same items."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from fledge.core.artifact import Model, Scores
+from fledge.core.errors import Problem, did_you_mean, listing
+from fledge.core.language import t
+from fledge.core.reference import Ref
+from fledge.core.stage import Estimate, Size, Stage
+from fledge.evaluation.tasks import AnyTask
+
+if TYPE_CHECKING:
+    from fledge.core.job import Job
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class Evaluate(Stage, use="evaluate", version=1):
+    """Examine models side by side: every task is put to every model, every number has its interval and its items."""
+
+    models: dict[Name, Ref[Model]] = Field(min_length=1, description="the models by the names they get in the tables")
+    tasks: list[AnyTask] = Field(min_length=1, description="what they are asked; each has its own key `task`")
+    completes: list[str] = Field([], description="models that only continue text; the others are asked as a chat")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format; float32 makes ties exact")
+
+    def check(self) -> Iterator[Problem]:
+        for name in self.completes:
+            if name not in self.models:
+                yield Problem(
+                    t("completes names no model of this stage"),
+                    found=name,
+                    allowed=listing(list(self.models)),
+                    fix=did_you_mean(name, self.models),
+                )
+        for key, times in Counter(task.key for task in self.tasks).items():
+            if times > 1:
+                yield Problem(t('two tasks are called "{key}"', key=key), fix=t("give one of them a label"))
+
+    def run(self, job: Job) -> Scores:
+        import json
+        import time
+
+        from fledge.core.artifact import write_atomic
+        from fledge.evaluation.evaluate import evaluate, flatten
+        from fledge.evaluation.subject import open_subject
+
+        started = time.monotonic()
+        models = {name: job.open(ref).path for name, ref in self.models.items()}
+        scores = evaluate(
+            models, self.tasks, job, lambda named: open_subject(named, self.dtype, job.execution.device), self.completes
+        )
+        write_atomic(job.out / "scores.json", json.dumps(scores, ensure_ascii=False, indent=1) + "\n")
+        work = sum(self._work(row["parameters"]) for row in scores["models"].values())
+        if job.attempt == 0:  # a later attempt finds part of its work done
+            job.events.metric("rate/evaluate.flops", work / max(1e-3, time.monotonic() - started))
+        return Scores(job.out, flatten(scores))
+
+    def _work(self, parameters: float) -> float:
+        """About 2 · parameters operations a token that is read."""
+        return sum(task.tokens() for task in self.tasks) * 2 * parameters
+
+    def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
+        rate = machine.rate("evaluate.flops", 10e9)
+        parameters = [(sizes.get(ref.text) or Size()).parameters or 50e6 for ref in self.models.values()]
+        seconds = sum(self._work(p) / rate + 1 for p in parameters) + 5
+        width = 4 if self.dtype == "float32" else 2
+        return Estimate(
+            seconds=(0.5 * seconds, 2 * seconds),
+            memory=(0.5e9 + width * max(parameters), 0.9e9 + 3 * width * max(parameters)),
+            disk=2e6,
+        )

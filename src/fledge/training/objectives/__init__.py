@@ -1,0 +1,1 @@
+"""What a training run minimises, a page for each paper."""

@@ -1,0 +1,43 @@
+"""How a model is trained, as a recipe says it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fledge.core.stage import Config
+from fledge.core.units import Count
+
+
+class TrainSettings(Config):
+    """Optimiser, schedule and batch. A stage has its own defaults; what a recipe leaves out keeps them."""
+
+    lr: float = Field(3e-4, gt=0, description="peak learning rate (with muon: of embeddings, norms and biases)")
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
+        "cosine", description="what follows the warm-up; wsd is constant, then a linear decay over the last fifth"
+    )
+    warmup: float = Field(0.03, ge=0, description="warm-up: a share of all steps below 1, else a number of steps")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the schedule ends, as a share of the peak")
+    batch_size: int = Field(32, gt=0, description="rows a step")
+    epochs: float = Field(1.0, gt=0, description="how often to see the data")
+    steps: Count | None = Field(None, gt=0, description="optimiser steps, instead of epochs")
+    max_length: int = Field(512, gt=1, description="tokens a row; longer ones are cut at the end")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="format of the arithmetic; the weights that are trained stay in float32"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon for the matrices inside the layers (Jordan, 2024) and adamw for the rest"
+    )
+    muon_lr: float = Field(0.02, gt=0, description="peak learning rate of muon's matrices")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of AdamW's two moments")
+    eps: float = Field(1e-8, gt=0, description="AdamW's ε")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices; not of norms, biases, embeddings")
+    grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient (0: no bound)")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints (0: about twice a minute)")
+    log_every: int = Field(10, gt=0, description="steps between points of the curves")
+
+
+def flops_per_token(parameters: float, adapter: bool) -> float:
+    """Floating-point operations to train on a token: 6 a parameter, 4 where only an adapter gets gradients."""
+    return (4 if adapter else 6) * parameters

@@ -1,0 +1,196 @@
+"""`train.sft`, `train.reward` and `train.dpo`: a model that exists, taught by conversations or by preferences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from fledge.core.artifact import Artifact, Model, RewardModel
+from fledge.core.errors import FledgeError, Problem
+from fledge.core.job import Job
+from fledge.core.language import t
+from fledge.core.reference import Ref
+from fledge.data.batches import ConversationBatches, PreferenceBatches
+from fledge.models.load import load_model
+from fledge.models.save import save_model
+from fledge.records import shards
+from fledge.records.chat import ChatRenderer, Rendered
+from fledge.records.kinds import Conversation, Preference
+from fledge.training.held_out import answer_loss
+from fledge.training.objective import Batch, BatchSource, Objective
+from fledge.training.objectives.chat import Chat
+from fledge.training.objectives.dpo import DPO, answer_logprobs, pair_logprobs
+from fledge.training.objectives.reward import Reward, scores
+from fledge.training.pairs import Contest, accuracy, ask, baselines, contests
+from fledge.training.policy import Policy, open_policy
+from fledge.training.ranks import Ranks, device_of
+from fledge.training.reference import WithReference, reference_logprobs
+from fledge.training.settings import TrainSettings, flops_per_token
+from fledge.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from fledge.training.stages import SFT, DirectPreferences, RewardModelling
+
+LARGE = 50_000_000
+"""Parameters from which a step's rows are read a few at a time, to bound the memory of their activations."""
+TOKENS_AT_ONCE = 2048
+
+
+def sft(stage: SFT, job: Job) -> Model:
+    """Supervised fine-tuning; the loss on held-out answers before and after."""
+    run = _Run(job, stage.train)
+    policy = open_policy(job.open(stage.model).path, stage.train, stage.lora, job.rng_seed("adapter"), run.device)
+    renderer, length = ChatRenderer(policy.tokenizer), min(stage.train.max_length, policy.context)
+    rows = run.rendered(renderer, stage.data)
+    source = ConversationBatches(rows, stage.train.batch_size, length, _pad(policy.tokenizer), job.rng_seed("order"))
+    held_out = run.conversations(stage.held_out, stage.held_out_rows) if stage.held_out else []
+    metrics: dict[str, Any] = {"rows": len(rows), "dropped_rows": source.dropped}
+
+    def measure(name: str) -> None:
+        if held_out:
+            job.events.message(t("measuring the loss on {count} held-out conversations", count=len(held_out)))
+            metrics[name], metrics["held_out_tokens"] = answer_loss(
+                policy.model, renderer, held_out, length, stage.train.dtype
+            )
+
+    measure("answer_loss_before")
+    metrics |= run.fit(Chat(), policy, source, len(source))
+    measure("answer_loss")
+    return policy.save(job, metrics, renderer.template)
+
+
+def reward(stage: RewardModelling, job: Job) -> RewardModel:
+    """Pairwise ranking; accuracy on held-out pairs beside the baselines."""
+    run, path = _Run(job, stage.train), job.open(stage.model).path
+    policy = open_policy(path, stage.train, None, 0, run.device, reward=True)
+    renderer, length, pad = ChatRenderer(policy.tokenizer), stage.train.max_length, _pad(policy.tokenizer)
+    length = min(length, policy.context)
+    pairs = run.contests(renderer, [stage.data], length)
+    source = PreferenceBatches([c.pair for c in pairs], stage.train.batch_size, length, pad, job.rng_seed("order"))
+    metrics: dict[str, Any] = {"pairs": len(pairs), "dropped_pairs": source.dropped}
+    metrics |= run.fit(Reward(), policy, source, len(source))
+    if stage.held_out:
+        held = run.contests(renderer, [stage.held_out], length, stage.held_out_rows)
+        with run.autocast():
+            found = ask(held, pad, lambda batch: scores(policy.model, batch), run.device)
+            start = load_model(path, "float32", run.device)
+            before = ask(held, pad, lambda batch: answer_logprobs(start, batch), run.device)
+        metrics |= {"held_out_pairs": len(held), **accuracy(found[:, 0] - found[:, 1], held), **baselines(before, held)}
+    if job.rank == 0:
+        save_model(policy.model, policy.tokenizer, job.out, renderer.template)
+    return RewardModel(job.out, {**policy.parameters, **metrics})
+
+
+def dpo(stage: DirectPreferences, job: Job) -> Model:
+    """Direct preference optimisation; implicit-reward accuracy on held-out pairs beside the baselines."""
+    run = _Run(job, stage.train)
+    policy = open_policy(job.open(stage.model).path, stage.train, stage.lora, job.rng_seed("adapter"), run.device)
+    policy.model.eval()  # the policy as it is now is the reference
+    renderer, pad = ChatRenderer(policy.tokenizer), _pad(policy.tokenizer)
+    length = min(stage.train.max_length, policy.context)
+    pairs = run.contests(renderer, [stage.data], length)
+    source = PreferenceBatches([c.pair for c in pairs], stage.train.batch_size, length, pad, job.rng_seed("order"))
+    metrics: dict[str, Any] = {"pairs": len(pairs), "dropped_pairs": source.dropped, "beta": stage.beta}
+    known = run.reference(policy, source)
+    held = run.contests(renderer, [stage.held_out], length, stage.held_out_rows) if stage.held_out else []
+
+    def logprobs() -> Tensor:
+        with run.autocast():
+            return ask(held, pad, lambda batch: answer_logprobs(policy.model, batch), run.device)
+
+    before = logprobs() if held else torch.zeros(0, 2)
+    metrics |= run.fit(DPO(stage.beta), policy, WithReference(source, known), len(source))
+    if held:
+        gained = stage.beta * (logprobs() - before)  # implicit rewards, (N, 2)
+        metrics |= {"held_out_pairs": len(held), **accuracy(gained[:, 0] - gained[:, 1], held)}
+        metrics |= {**baselines(before, held), "held_out_margin": float((gained[:, 0] - gained[:, 1]).mean())}
+    return policy.save(job, metrics, renderer.template)
+
+
+class _Run:
+    """What the three stages share: reading, rendering, and the Trainer with its checkpoints."""
+
+    def __init__(self, job: Job, settings: TrainSettings) -> None:
+        self.job, self.settings = job, settings
+        self.device = device_of(job.execution)
+        self.ranks = Ranks.join(job.rank, job.world, self.device)
+
+    def fit(self, objective: Objective, policy: Policy, source: BatchSource, steps_an_epoch: int) -> dict[str, Any]:
+        """Train for as many steps as the settings ask for."""
+        settings = self.settings
+        steps = settings.steps or max(1, math.ceil(settings.epochs * steps_an_epoch))
+        trainer = Trainer(
+            objective, {"model": policy.model}, source, settings, steps, self.job.rng_seed("steps"), self.job.events,
+            self.job.work / "checkpoints", self.micro_batch(policy), self.ranks, self.device,
+        )  # fmt: skip
+        metrics = trainer.fit()
+        if metrics["tokens_per_second"]:
+            flops = flops_per_token(policy.parameters["parameters"], policy.base is not None)
+            self.job.events.metric("rate/tune.flops", metrics["tokens_per_second"] * flops)
+        return metrics
+
+    def micro_batch(self, policy: Policy) -> int:
+        """Rows at once: what the user says, all of them for a small model, a few for a large one."""
+        if self.job.execution.micro_batch or policy.parameters["parameters"] < LARGE:
+            return self.job.execution.micro_batch
+        return max(1, TOKENS_AT_ONCE // min(self.settings.max_length, policy.context))
+
+    def reference(self, policy: Policy, source: PreferenceBatches) -> dict[str, Tensor]:
+        """Log-probabilities of all pairs under the policy before its first step, in the shapes of the first epoch."""
+        size = self.micro_batch(policy)
+
+        def ask_policy(batch: Batch) -> Tensor:
+            mine = [slice(s, s + size) for s in range(0, len(batch["weights"]), size)] if size else [slice(None)]
+            with self.autocast(), torch.no_grad():
+                parts = [pair_logprobs(policy.model, {k: v[rows] for k, v in batch.items()}) for rows in mine]
+            return torch.cat(parts)
+
+        self.job.events.message(t("asking the reference for its log-probabilities"))
+        return reference_logprobs(
+            source, len(source), ask_policy, self.job.work / "reference.safetensors", self.device,
+            lambda done, total: self.job.events.progress(done, total, "reference batches"),
+        )  # fmt: skip
+
+    def conversations(self, ref: Ref[Any], limit: int | None = None) -> list[Conversation]:
+        """The conversations behind a reference."""
+        return cast(list[Conversation], self._read(ref, "conversations", limit))
+
+    def rendered(self, renderer: ChatRenderer, refs: Sequence[Ref[Any]]) -> list[Rendered]:
+        """All conversations as token rows."""
+        found = [conversation for ref in refs for conversation in self.conversations(ref)]
+        return [self._render(renderer, row, index, len(found)) for index, row in enumerate(found, 1)]
+
+    def _render(self, renderer: ChatRenderer, row: Conversation, done: int, total: int) -> Rendered:
+        self.job.events.progress(done, total, "conversations")
+        return renderer.render(row.messages)
+
+    def contests(
+        self, renderer: ChatRenderer, refs: Sequence[Ref[Any]], length: int, limit: int | None = None
+    ) -> list[Contest]:
+        """All pairs of the preferences behind references."""
+        rows = [row for ref in refs for row in cast(list[Preference], self._read(ref, "preferences", limit))]
+        found = list(contests(renderer, rows, length))
+        if not found:
+            raise FledgeError(Problem(t("there is no pair in which one answer is better"), where="data"))
+        return found
+
+    def autocast(self) -> Any:
+        """The arithmetic of the training steps."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
+
+    def _read(self, ref: Ref[Any], kind: str, limit: int | None) -> list[Any]:
+        source: Artifact = self.job.open(ref)
+        found = list(islice(shards.read(source, kind), limit))
+        if not found:
+            raise FledgeError(Problem(t("there is nothing to learn from"), where=str(source.path)))
+        return found
+
+
+def _pad(tokenizer: Any) -> int:
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)

@@ -1,0 +1,87 @@
+"""Running a stage of this floor without the runner, and small made-up data in both languages."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fledge.core.artifact import Artifact, files_of, sha256_of
+from fledge.core.events import Emitter, Event
+from fledge.core.job import Job
+from fledge.core.reference import resolve
+from fledge.core.stage import Execution, Stage
+from fledge.records.kinds import Conversation, Document, Message, Record, kind_of
+from fledge.records.shards import ShardWriter
+
+EN_WORDS = (
+    "the river of a small town and its people who have to walk along with that old bridge every morning because "
+    "nobody remembers when it was built or why stones were carried from hills far away by hand in winter time"
+).split()
+ZH_CHARACTERS = "人民法院审理案件应当以事实为根据律准绳对于公在适用上一平等不允许有任何特权第条国家保护合的自由和尊严"
+
+
+def english(rng: random.Random, sentences: int = 12) -> str:
+    """Sentences of random words: long enough for the rules, alike to no other."""
+    return " ".join(" ".join(rng.choices(EN_WORDS, k=rng.randint(8, 16))).capitalize() + "." for _ in range(sentences))
+
+
+def chinese(rng: random.Random, sentences: int = 12) -> str:
+    return "".join("".join(rng.choices(ZH_CHARACTERS, k=rng.randint(12, 24))) + "。" for _ in range(sentences))
+
+
+def talk(*texts: str, **fields: Any) -> Conversation:
+    """A conversation whose first speaker is the user."""
+    return Conversation(
+        tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)), **fields
+    )
+
+
+def write(folder: Path, records: Iterable[Record], kind: str = "") -> Artifact:
+    """Records as an artifact's folder."""
+    rows = list(records)
+    with ShardWriter(folder, kind or kind_of(rows[0])) as writer:
+        for record in rows:
+            writer.write(record)
+    return Artifact(folder)
+
+
+def corpus(seed: int, documents: int) -> list[Document]:
+    """Half English, half Chinese."""
+    rng = random.Random(seed)
+    makers: dict[str, Callable[[random.Random], str]] = {"en": english, "zh": chinese}
+    return [
+        Document("\n".join(makers[language](rng) for _ in range(3)), f"{language}{i}", language)
+        for i in range(documents // 2)
+        for language in makers
+    ]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    return {name: sha256_of(folder / name) for name in files_of(folder)}
+
+
+class Runner:
+    """`run(stage, inputs)` → what the stage returned; the events it sent are in `events`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.attempts = home, 0
+        self.events: list[Event] = []
+
+    def __call__(self, stage: Stage, inputs: dict[str, Artifact] | None = None, work: str = "", seed: int = 0) -> Any:
+        self.attempts += 1
+        out, scratch = self.home / f"out{self.attempts}", self.home / (work or f"work{self.attempts}")
+        out.mkdir(parents=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+        outside = {source.text: resolve(source.text) for source in stage.outside_sources().values()}
+        emitter = Emitter("test", 0, self.events.append)
+        return stage.run(Job("test", out, scratch, seed, Execution(), emitter, inputs or {}, outside))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runner:
+    return Runner(tmp_path / "jobs")

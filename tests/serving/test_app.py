@@ -1,0 +1,177 @@
+"""What the official client does not show: raw errors, metrics, clients that hang up, engines that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fledge.core.errors import FledgeError
+from fledge.inference.native import NativeEngine
+from fledge.serving.app import create_app
+from fledge.serving.run import serve
+from tests.inference import tiny
+from tests.serving.conftest import running
+
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The value of one line of /metrics; 0 where there is none yet."""
+    wanted = "".join(sorted(f'{key}="{value}"' for key, value in labels.items()))
+    for line in httpx.get(f"{url}/metrics").text.splitlines():
+        head, _, value = line.rpartition(" ")
+        if head.partition("{")[0] == name and "".join(sorted(head.partition("{")[2].rstrip("}").split(","))) == wanted:
+            return float(value)
+    return 0.0
+
+
+def wait_for(condition: Any, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_health(url: str) -> None:
+    assert httpx.get(f"{url}/health").json() == {"status": "ok", "models": ["taught", "base"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ("{", None, None),
+        ("", None, "missing_required_parameter"),
+        ("[]", None, "invalid_value"),
+        ('{"mesages": []}', "mesages", "unknown_parameter"),
+        ("{}", "messages", "missing_required_parameter"),
+        ('{"messages": [{"role": "user", "content": 5}]}', "messages.0.content", "invalid_value"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', None, None),
+    ],
+)
+def test_bodies_that_are_no_request(url: str, body: str, param: str | None, code: str | None) -> None:
+    reply = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["type"] == "invalid_request_error" and error["message"]
+    assert "Traceback" not in reply.text
+    if code:
+        assert (error["param"], error["code"]) == (param, code)
+
+
+def test_addresses_and_methods_that_are_not_there(url: str) -> None:
+    assert httpx.get(f"{url}/v1/nothing").status_code == 404
+    assert "error" in httpx.get(f"{url}/v1/nothing").json()
+    assert "error" in httpx.get(f"{url}/v1/chat/completions").json()
+    assert httpx.get(f"{url}/v1/models/nobody").json()["error"]["code"] == "model_not_found"
+
+
+def test_the_first_model_answers_when_none_is_named(url: str) -> None:
+    reply = httpx.post(f"{url}/v1/chat/completions", json=HELLO).json()
+    assert reply["model"] == "taught" and reply["choices"][0]["message"]["content"] == tiny.TAUGHT["Hello"]
+
+
+def test_the_bytes_of_a_stream(url: str) -> None:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=HELLO | {"stream": True}) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        events = [line for line in reply.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in events) and events[-1] == "data: [DONE]"
+    assert all(json.loads(line[6:])["object"] == "chat.completion.chunk" for line in events[:-1])
+
+
+def test_metrics_count_what_happened(url: str) -> None:
+    names = ("prompt", "completion")
+    before = [metric(url, "fledge_tokens_total", model="taught", kind=kind) for kind in names]
+    ok = metric(url, "fledge_requests_total", model="taught", outcome="ok")
+    first = metric(url, "fledge_time_to_first_token_seconds_count", model="taught")
+    usage = httpx.post(f"{url}/v1/chat/completions", json=HELLO).json()["usage"]
+    after = [metric(url, "fledge_tokens_total", model="taught", kind=kind) for kind in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [usage["prompt_tokens"], usage["completion_tokens"]]
+    assert metric(url, "fledge_requests_total", model="taught", outcome="ok") == ok + 1
+    assert metric(url, "fledge_time_to_first_token_seconds_count", model="taught") == first + 1
+    assert metric(url, "fledge_active_requests", model="taught") == 0
+
+
+@pytest.fixture
+def slow_url(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A server whose model takes its time: 20 ms a token, 200 tokens."""
+    model = tiny.llama()
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    with NativeEngine(model, tiny.tokenizer()) as engine, running(create_app({"slow": engine})) as url:
+        yield url, engine
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_stops_the_work(slow_url: tuple[str, NativeEngine], stream: bool) -> None:
+    url, engine = slow_url
+    body = json.dumps({"prompt": "a", "max_tokens": 200, "stream": stream, "logprobs": 0}).encode()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        wait_for(lambda: metric(url, "fledge_active_requests", model="slow") == 1)
+        if stream:
+            assert b"200 OK" in connection.recv(4096)
+    wait_for(lambda: metric(url, "fledge_active_requests", model="slow") == 0, seconds=2)
+    wait_for(lambda: not engine._call(lambda: bool(engine._scheduler)), seconds=1)
+    assert metric(url, "fledge_requests_total", model="slow", outcome="cancelled") == 1
+    assert metric(url, "fledge_tokens_total", model="slow", kind="completion") < 150
+
+
+def test_an_engine_that_fails_midway(url: str) -> None:
+    model = tiny.llama()
+    calls = iter(range(100))
+
+    def fail_later(module: Any, inputs: Any, output: Any) -> Any:
+        if next(calls) in (0, 4):
+            output.logits.fill_(float("nan"))
+        return output
+
+    model.register_forward_hook(fail_later)
+    with NativeEngine(model, tiny.tokenizer()) as engine, running(create_app({"weak": engine})) as weak:
+        ask = {"prompt": "a", "max_tokens": 30}
+        reply = httpx.post(f"{weak}/v1/completions", json=ask)
+        assert reply.status_code == 500 and reply.json()["error"]["type"] == "server_error"
+        with httpx.stream("POST", f"{weak}/v1/completions", json=ask | {"stream": True, "logprobs": 0}) as stream:
+            events = [line for line in stream.iter_lines() if line]
+        assert "error" in json.loads(events[-1][6:]) and 1 <= len(events) <= 5
+        assert httpx.post(f"{weak}/v1/completions", json=ask).status_code == 200
+        assert metric(weak, "fledge_requests_total", model="weak", outcome="error") == 2
+
+
+def test_a_taken_port_is_said_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(FledgeError, match="cannot listen"):
+        serve(tmp_path / "no model here", "x", port=other.getsockname()[1])
+
+
+def test_the_command_serves_and_stops_cleanly(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model", tiny.llama())
+    code = f"from pathlib import Path; from fledge.serving.run import serve; serve(Path({str(folder)!r}), 'm', port=0)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"FLEDGE_LANG": "en"},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = line.split("API: ")[1].split()[0]
+        assert httpx.get(f"{url}/models").json()["data"][0]["id"] == "m"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in errors and "terminate" not in errors
