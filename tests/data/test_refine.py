@@ -30,10 +30,7 @@ def dirty(seed: int = 0) -> list[Document]:
     return [
         *good,
         Document("!!! ???", "blank"),
-        Document(
-            "Das ist ein deutscher Text, der hier nicht hingehört, und niemand fragte ihn. Es ist ein langer Text, an dem kein Zweifel besteht.",
-            "german",
-        ),
+        Document("Niemand fragte nach diesem langen deutschen Text, der hier nicht hingehört.", "german"),
         Document("too short", "short", "en"),
         Document(good[0].text.upper(), "zz-same"),
         Document(text, "near"),

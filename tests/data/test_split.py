@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fledge.data.split as split
 from fledge.core.artifact import Artifact, Conversations, Documents
 from fledge.data.stages import Split
 from fledge.data.texts import size_of, text_of, units
@@ -92,6 +93,18 @@ def test_no_paragraph_of_the_held_out_part_stands_in_training(tmp_path: Path, ru
     assert "第一章 总则" in text_of(held_out[0]), "short lines, such as headings, stay"
 
 
+def test_a_line_too_short_for_an_n_gram_goes_when_it_stands_in_training_word_for_word(
+    tmp_path: Path, run: Runner
+) -> None:
+    rng = random.Random(12)
+    line = "All rights reserved worldwide."
+    rows = [Document(f"{english(rng, 6)}\n{line}\nThe end.", f"d{i}", "en") for i in range(20)]
+    _, held_out = parts(run(Split(data="a", held_out="2kB"), {"a": write(tmp_path / "a", rows)}))
+    assert held_out
+    for record in held_out:
+        assert line not in text_of(record) and text_of(record).endswith("\nThe end."), "below 20 characters it stays"
+
+
 def test_renumbered_copies_of_english_paragraphs_go_too(tmp_path: Path, run: Runner) -> None:
     rng = random.Random(4)
     shared = english(rng, 4)
@@ -169,3 +182,13 @@ def test_raw_files_may_stand_where_records_may(tmp_path: Path, run: Runner) -> N
 def test_nothing_to_hold_out_is_no_split(value: object) -> None:
     with pytest.raises(ValueError):
         Split(data="a", held_out=value)
+
+
+def test_it_makes_no_difference_whether_the_records_fit_in_memory(
+    tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"a": write(tmp_path / "a", laws(10, 30, shared=0.4))}
+    kept = run(Split(data="a", held_out="4kB"), data)
+    monkeypatch.setattr(split, "IN_MEMORY", 5_000)
+    again = run(Split(data="a", held_out="4kB"), data)
+    assert digests(kept["train"].path.parent) == digests(again["train"].path.parent)

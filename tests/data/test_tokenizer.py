@@ -91,7 +91,7 @@ def test_it_loads_with_transformers_as_it_is(tmp_path: Path, run: Runner) -> Non
     assert {"<|im_start|>", "<|im_end|>"} <= set(loaded.all_special_tokens)
     text = english(random.Random(0)) + chinese(random.Random(1)) + "\n  cafe\u0301 ！"
     assert loaded.decode(loaded(text)["input_ids"]) == text
-    assert loaded(text)["input_ids"] == list(encode_plain(loaded, [text]))[0]
+    assert loaded(text)["input_ids"] == next(encode_plain(loaded, [text]))
     ids = loaded.apply_chat_template([{"role": "user", "content": "你好"}], add_generation_prompt=True)["input_ids"]
     assert ids[0] == 1 and 2 in ids
     assert loaded.chat_template == (made.path / "chat_template.jinja").read_text(encoding="utf-8")

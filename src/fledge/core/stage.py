@@ -17,12 +17,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fledge.core.artifact import KINDS, Artifact
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
@@ -48,6 +49,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), arbitrary_types_allowed=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, values: object) -> object:
+        """Where a list is wanted, one value may stand alone: `data: split.train`."""
+        if not isinstance(values, dict):
+            return values
+        lists = {name for name, info in cls.model_fields.items() if typing.get_origin(info.annotation) is list}
+        return {
+            key: [value] if key in lists and value is not None and not isinstance(value, list) else value
+            for key, value in values.items()
+        }
+
 
 def _yaml_switch(value: object) -> object:
     """YAML reads `on` and `off` as true and false."""
@@ -59,11 +72,11 @@ class Execution(Config):
 
     device: str = "auto"
     """auto, cpu, cuda, mps"""
-    processes: int = Field(1, ge=1)
+    processes: Annotated[int, Field(ge=1)] = 1
     """more than one starts torchrun"""
-    threads: int = Field(0, ge=0)
+    threads: Annotated[int, Field(ge=0)] = 0
     """threads per process; 0 takes all cores"""
-    micro_batch: int = Field(0, ge=0)
+    micro_batch: Annotated[int, Field(ge=0)] = 0
     """rows at once; 0 lets the stage choose"""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_yaml_switch)] = "auto"
     """auto, on, off: torch.compile where a C++ compiler is there and the run is long enough"""

@@ -63,16 +63,14 @@ def jaccard(a: Words64, b: Words64) -> float:
 
 
 def repeated_share(grams: Words64, n: int) -> float:
-    """Share of a text's units that lie inside an n-gram which occurs more than once (0 to 1)."""
+    """Share of a text's units that lie inside an n-gram which stood before in the text (0 to 1)."""
     if len(grams) < 2:
         return 0.0
-    _, inverse, counts = np.unique(grams, return_inverse=True, return_counts=True)
-    starts = np.flatnonzero(counts[inverse] > 1)
-    if not len(starts):
-        return 0.0
-    change = np.zeros(len(grams) + n, dtype=np.int64)  # +1 where a repeated gram begins, -1 behind its end
-    np.add.at(change, starts, 1)
-    np.add.at(change, starts + n, -1)
+    _, first, inverse = np.unique(grams, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[inverse] < np.arange(len(grams)))
+    change = np.zeros(len(grams) + n, dtype=np.int64)  # +1 where a gram begins that stood before, -1 behind its end
+    change[again] += 1
+    change[again + n] -= 1
     return float(np.count_nonzero(np.cumsum(change)[:-1]) / (len(grams) + n - 1))
 
 

@@ -1,8 +1,8 @@
 """The refinery: a list of steps over records. What a step refuses is kept, with the step, the reason and the value.
 
 Steps that look at one record at a time run chunk by chunk; each finished chunk is a folder below `work`, so that a
-refinery that was killed goes on behind the last one. Steps that compare records with each other (duplicates) make
-their decision in memory from what they remember of each (a hash, a signature), and the records are not copied.
+refinery that was killed goes on behind the last one. Steps that compare records with each other (duplicates) hold
+them in memory while they decide: about ten bytes for each byte of text.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -38,6 +38,7 @@ KNOWN = 0.5  # share of n-grams
 PARAGRAPH = 20  # characters
 GRAM_SIZES = (20, 8)  # units, of unspaced and of spaced scripts
 LARGEST_SHARE = 0.2
+IN_MEMORY = 64_000_000  # bytes of text that are kept rather than read again for each pass
 _STEP = "split"
 _UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 
@@ -180,16 +181,32 @@ class Choice:
 
 
 class Splitter:
-    """`records()` gives the same records in the same order each time; `by` is "id" or a key of `meta`.
+    """`records()` reads the same records in the same order each time; `by` is "id" or a key of `meta`.
 
-    `held_out` is the bytes of text wanted of each language.
+    `held_out` is the bytes of text wanted of each language; `progress` hears of rows done and rows in all.
     """
 
-    def __init__(self, records: Callable[[], Iterable[Record]], held_out: int, by: str, seed: int) -> None:
-        self.records, self.by = records, by
+    def __init__(
+        self,
+        records: Callable[[], Iterable[Record]],
+        held_out: int,
+        by: str,
+        seed: int,
+        progress: Callable[[float, float | None], None] = lambda done, total: None,
+    ) -> None:
+        self.read, self.by, self.progress = records, by, progress
+        self.rows = total = 0
+        self.kept: list[Record] | None = []
         sizes: dict[str, Counter[str]] = defaultdict(Counter)  # group → language → bytes
         for record in records():
-            sizes[self._group(record)][_language(record)] += size_of(record)
+            size = size_of(record)
+            sizes[self._group(record)][_language(record)] += size
+            self.rows, total = self.rows + 1, total + size
+            progress(self.rows, None)
+            if self.kept is not None:
+                self.kept.append(record)
+            if total > IN_MEMORY:
+                self.kept = None
         self.size = {group: languages.total() for group, languages in sizes.items()}
         self.order: dict[str, list[str]] = defaultdict(list)  # language → its groups in the order of their hashes
         for group in sorted(sizes, key=lambda group: (hash64(f"{seed}:{group}"), group)):
@@ -197,6 +214,12 @@ class Splitter:
             self.order[max(sorted(languages), key=lambda language: languages[language])].append(group)
         self.total = {language: sum(self.size[g] for g in groups) for language, groups in sorted(self.order.items())}
         self.target = {language: min(held_out, int(LARGEST_SHARE * total)) for language, total in self.total.items()}
+
+    def records(self) -> Iterator[Record]:
+        """All records once more, in the same order."""
+        for number, record in enumerate(self.read() if self.kept is None else self.kept, start=1):
+            self.progress(number, self.rows)
+            yield record
 
     def _group(self, record: Record) -> str:
         return record.id if self.by == "id" else record.meta.get(self.by, record.id)

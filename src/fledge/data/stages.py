@@ -99,7 +99,8 @@ class Split(Stage, use="data.split", version=1):
         data = job.open(self.data)
         kind = kind_in(data)
         started = time.perf_counter()
-        splitter = Splitter(lambda: read(data, kind), self.held_out, self.by, job.rng_seed("split"))
+        seed, progress = job.rng_seed("split"), job.events.progress
+        splitter = Splitter(lambda: read(data, kind), self.held_out, self.by, seed, progress)
         metrics = splitter.write(kind, job.out / "train", job.out / "held_out")
         job.events.metric("rate/data.split", sum(splitter.total.values()) / (time.perf_counter() - started))
         return {part: _records(kind, job.out / part, metrics) for part in ("train", "held_out")}
@@ -108,7 +109,9 @@ class Split(Stage, use="data.split", version=1):
         size = sizes.get(self.data.text) or Size(1e4, 1e7)
         seconds = size.bytes / machine.rate("data.split", 1e6)
         parts = {"train": size, "held_out": Size(size.rows * 2 * self.held_out / max(size.bytes, 1), 2 * self.held_out)}
-        return Estimate((0.3 * seconds, 2 + 2 * seconds), (0.2e9, 0.5e9), size.bytes, parts)
+        return Estimate(
+            (0.3 * seconds, 2 + 2 * seconds), (0.2e9, 0.5e9 + 10 * min(size.bytes, 6.4e7)), size.bytes, parts
+        )
 
 
 class TrainTokenizer(Stage, use="tokenizer.train", version=1):
@@ -137,6 +140,5 @@ class TrainTokenizer(Stage, use="tokenizer.train", version=1):
 
 def _records(kind: str, path: Any, metrics: dict[str, Any]) -> Records:
     """The artifact of a kind of records."""
-    cls = KINDS[kind]
-    assert issubclass(cls, Records)
-    return cls(path, metrics)
+    cls = KINDS.get(kind, Records)
+    return cls(path, metrics) if issubclass(cls, Records) else Records(path, metrics)
