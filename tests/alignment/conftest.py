@@ -20,8 +20,16 @@ from fledge.models.shape import ModelShape
 from fledge.records.kinds import Conversation, Message
 from fledge.records.shards import ShardWriter
 
-SAID = ["hello there", "how are you doing today", "i like long walks by the sea", "me too", "what did you eat for lunch",
-        "rice and beans with my sister", "that sounds really good to me", "see you tomorrow then"]  # fmt: skip
+SAID = [
+    "hello there",
+    "how are you doing today",
+    "i like long walks by the sea",
+    "me too",
+    "what did you eat for lunch",
+    "rice and beans with my sister",
+    "that sounds really good to me",
+    "see you tomorrow then",
+]
 SAID_ZH = [
     "你好呀",
     "你今天过得怎么样",

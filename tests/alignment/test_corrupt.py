@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -53,7 +54,7 @@ def test_drop_and_repeat_change_the_length_by_the_same_quarter() -> None:
     words = (drop("a b c d e f g h", Random(1)) or "").split(" ")
     assert len(words) == 6 and "" not in words
     doubled = (repeat("a b c d e f g h", Random(1)) or "").split(" ")
-    assert sum(x == y for x, y in zip(doubled, doubled[1:], strict=False)) == 2
+    assert sum(x == y for x, y in pairwise(doubled)) == 2
 
 
 @pytest.mark.parametrize("kind", ["shuffle", "drop", "repeat"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fledge.alignment.identity import _asked, questions, tests, wordings
+from fledge.alignment.identity import _asked, questions, unseen_prompts, wordings
 from fledge.alignment.stages import Identity
 from fledge.core.artifact import Conversations, Preferences, Prompts, sha256_of
 from fledge.records.kinds import Conversation, Preference, Prompt
@@ -45,7 +45,7 @@ def test_every_right_answer_says_the_name_and_no_wrong_one_does(language: str) -
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_test_cannot_be_passed_by_repeating_the_question(language: str) -> None:
-    assert all("Pico" not in prompt.messages[-1].content for prompt in tests(STAGE, language))
+    assert all("Pico" not in prompt.messages[-1].content for prompt in unseen_prompts(STAGE, language))
 
 
 def test_the_stage_writes_conversations_prompts_and_preferences(run: Run) -> None:

@@ -90,7 +90,7 @@ def test_a_real_model_is_sampled_and_every_pair_says_who_wrote_what(run: Run, in
         for c in read(inputs["conversations"], "conversations")
         for i in (1, 3, 5)
         if i < len(c.messages)
-    }  # noqa: E501
+    }
     for pair in pairs:
         chosen, rejected = next(pair.pairs())
         assert chosen.content == people[pair.id] and rejected.content not in ("", chosen.content)

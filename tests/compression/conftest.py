@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,18 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("untied"), tie=False)
 
 
+def run_stage(folder: Path, stage: Stage, **inputs: Artifact) -> Any:
+    """The stage's result; its output in a place of its own below `folder`."""
+    place = folder / f"job{len(list(folder.glob('job*')))}"
+    (place / "out").mkdir(parents=True)
+    (place / "work").mkdir()
+    by_text = {getattr(stage, name).text: artifact for name, artifact in inputs.items()}
+    events = Emitter("test", 0, lambda _: None)
+    return stage.run(Job("test", place / "out", place / "work", 0, Execution(), events, by_text))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Any]:
     """`run(stage, model=artifact)`: the stage's result, its output in a folder of its own each time."""
 
-    def go(stage: Stage, **inputs: Artifact) -> Any:
-        place = tmp_path / f"job{len(list(tmp_path.glob('job*')))}"
-        (place / "out").mkdir(parents=True)
-        (place / "work").mkdir()
-        by_text = {getattr(stage, name).text: artifact for name, artifact in inputs.items()}
-        return stage.run(
-            Job("test", place / "out", place / "work", 0, Execution(), Emitter("test", 0, lambda _: None), by_text)
-        )
-
-    return go
+    return partial(run_stage, tmp_path)

@@ -70,7 +70,7 @@ def run_view(folder: Path) -> RunView:
             "tokenizer",
             "tokenizer.train",
             12.4,
-            {"vocab_size": 4096, "bytes_per_token": {"en": 3.31, "zh": 4.08}},
+            {"vocabulary": 4096, "bytes_per_token": {"en": 3.31, "zh": 4.08}},
             kind="tokenizer",
         ),
         _stage(

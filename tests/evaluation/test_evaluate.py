@@ -150,7 +150,7 @@ def test_comparisons_are_item_by_item() -> None:
     assert row == {"metric": "acc", "model": "b", "against": "a", **wanted, "p": mcnemar(2, 1)}
     loss = Paired("loss", {"a": [2.0, 4.0], "b": [1.0, 3.0]}, {"a": [1, 3], "b": [1, 3]}, proportion=False)
     assert compare(loss, 0)[0]["value"] == pytest.approx(-0.5)
-    other = Paired("loss", {"a": [2.0], "b": [1.0]}, {"a": [1], "b": [2]}, proportion=False)
+    other = Paired("loss", {"a": [2.0, 4.0], "b": [1.0, 3.0]}, {"a": [1, 3], "b": [2, 2]}, proportion=False)
     assert compare(other, 0) == []  # another tokenizer: another unit
 
 

@@ -162,8 +162,8 @@ def test_limits_follow_from_what_was_measured(run: RunView) -> None:
     assert "3.0M tokens" in said[1] and "47.2M" in said[1]
     assert "base repeats itself without end in 1 of 4 samples." in said
     assert any("as few as 100 items" in sentence for sentence in said)
-    larger = dataclasses.replace(run, stages=[s for s in run.stages if s.use != "evaluate"])
-    assert list(limits(larger, side_by_side(larger))) == []
+    unmeasured = dataclasses.replace(run, stages=[s for s in run.stages if not s.use.startswith(("eval", "train"))])
+    assert list(limits(unmeasured, side_by_side(unmeasured))) == []
 
 
 @pytest.mark.parametrize(
@@ -194,6 +194,12 @@ def test_the_best_model_is_marked_and_baselines_come_last(run: RunView) -> None:
     assert best["bytes"] == []
     keys = [column.key for column in table.columns if column.main]
     assert keys[:4] == ["parameters", "bytes", "bits_per_byte_en", "bits_per_byte_zh"]
+
+
+def test_without_an_evaluation_pre_training_speaks_for_itself(run: RunView) -> None:
+    table = side_by_side(dataclasses.replace(run, stages=[s for s in run.stages if s.use != "evaluate"]))
+    assert [row.name.en for row in table.rows] == ["base", "the untrained network", "the n-gram model", "xz -9"]
+    assert table.rows[0].cells["bits_per_byte_en"].text == "2.118"
 
 
 def test_the_console_shows_every_model_and_what_to_beat(run: RunView) -> None:

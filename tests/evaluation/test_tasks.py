@@ -88,6 +88,9 @@ def test_preferences_by_implicit_reward_likelihood_and_reward_model(tmp_path: Pa
     assert found.models["after"]["preference_accuracy_likelier"] == wilson(2, 3)
     assert found.models["judge"] == {"preference_accuracy": wilson(2, 3)}
     assert "preference_accuracy" not in found.models["before"]  # its implicit reward is nothing
+    continues = {**answers, "after": task.ask(rows, subject("after", chat=False), 0, lambda n: None)}
+    roles = {"reference": "before", "reward": "judge"}
+    assert set(task.conclude(rows, continues, roles, 0).models["after"]) == {"preference_accuracy_likelier"}
     longer = {name: numbers["preference_accuracy"] for name, numbers in found.baselines.items()}
     assert longer["longer_answer"] == wilson(1, 3)
     assert longer["likelier_to_reference"] == wilson(2, 3)

@@ -7,7 +7,7 @@ several openings, now and then in the middle of a talk, and answers it in severa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from fledge.alignment.contexts import lottery
-from fledge.records.kinds import Answer, Conversation, Message, Preference, Prompt
+from fledge.records.kinds import Answer, Conversation, Message, Preference, Prompt, Record
 
 if TYPE_CHECKING:
     from fledge.alignment.stages import Identity as Settings
+    from fledge.alignment.stages import Language
 
 SOURCE = "identity"
 TALK = 0.15  # of the questions come in the middle of a talk
@@ -82,7 +83,7 @@ class Question:
     language: str
 
 
-def questions(settings: Settings, language: str, seed: int) -> Iterator[Question]:
+def questions(settings: Settings, language: Language, seed: int) -> Iterator[Question]:
     """Without end: all wordings in a drawn order, then again in another, each time asked and answered anew."""
     page, round_ = wordings(language), 0
     names = {"name": settings.name, "maker": settings.maker_in(language), "manner": settings.manner_in(language)}
@@ -116,7 +117,7 @@ def _filled(template: str, values: Mapping[str, str]) -> str:
     return text[0].upper() + text[1:]
 
 
-def take(settings: Settings, language: str, seed: int) -> list[Question]:
+def take(settings: Settings, language: Language, seed: int) -> list[Question]:
     """`count` different questions (prompt and right answer), or as many as chance finds in ten times as many draws."""
     found: dict[tuple[tuple[Message, ...], str], Question] = {}
     for question in islice(questions(settings, language, seed), 10 * settings.count):
@@ -138,7 +139,7 @@ def preference(question: Question) -> Preference:
     return Preference(question.prompt, answers, "", question.language, SOURCE, {"topic": question.topic})
 
 
-def tests(settings: Settings, language: str) -> list[Prompt]:
+def unseen_prompts(settings: Settings, language: str) -> list[Prompt]:
     """The unseen wordings; an answer is right when it says the name."""
     return [
         Prompt((Message("user", text),), settings.name, "", language, SOURCE, {"topic": topic.name})
@@ -152,8 +153,8 @@ def make_identity(settings: Settings, seed: int, out: Path) -> dict[str, dict[st
 
     rows = [question for language in settings.languages for question in take(settings, language, seed)]
     rows.sort(key=lambda question: lottery(seed, "order", question.prompt, question.right))
-    unseen = [prompt for language in settings.languages for prompt in tests(settings, language)]
-    parts = {
+    unseen = [prompt for language in settings.languages for prompt in unseen_prompts(settings, language)]
+    parts: dict[str, tuple[str, Sequence[Record]]] = {
         "train": ("conversations", [conversation(row) for row in rows]),
         "held_out": ("prompts", unseen),
         "preferences": ("preferences", [preference(row) for row in rows]),

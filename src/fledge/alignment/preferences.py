@@ -10,7 +10,8 @@ of the ratio of lengths as many pairs stay whose chosen answer is the longer as 
 part, language and kind. "The longer answer" is then right half of the time, held-out pairs included.
 
 Pairs are held out by conversation, and a training pair whose prompt also stands in a held-out pair goes. Whatever goes
-is kept in `rejected/` of the training part with its reason.
+is kept in `rejected/` of the training part with its reason. Replies on which the model was fine-tuned are likelier to
+it than others: the baseline "what the model finds likelier" is fair only on conversations that it has not seen.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from fledge.records.rejects import Rejects
 from fledge.records.shards import ShardWriter, read
 
 if TYPE_CHECKING:
-    from fledge.alignment.stages import Preferences as Settings
+    from fledge.alignment.stages import PreferencePairs as Settings
 
 BAND = 0.5  # log2 of the ratio of lengths
 _STEP = "preferences"

@@ -18,7 +18,7 @@ from fledge.core.units import Count
 
 FLOPS = 6e9  # a second and core while answering, until this machine has been measured
 Language = Literal["en", "zh"]
-MANNER = {"en": "clear, kind and honest", "zh": "清楚、友善、诚实"}
+MANNER: dict[Language, str] = {"en": "clear, kind and honest", "zh": "清楚、友善、诚实"}
 
 
 class PreferencePairs(Stage, use="align.preferences", version=1):

@@ -89,13 +89,13 @@ def _counts(reasons: Any) -> dict[str, int]:
     return {str(k): int(v) for k, v in reasons.items()} if isinstance(reasons, Mapping) else {"": int(reasons)}
 
 
-_HIDDEN = ("seconds", "bytes_per_second", "rows_per_second")
+_HIDDEN = ("seconds", "bytes_per_second", "rows_per_second", "shape", "skipped_", "dropped_")
 
 
 def facts_of(metrics: Mapping[str, Any], of: Both | None = None) -> Iterator[tuple[Both, Both]]:
     """Numbers as (name, text); tables as one line; the parts of a split each with its name before."""
     for key, value in metrics.items():
-        if key.startswith(_HIDDEN):
+        if key.startswith(_HIDDEN) or _part_of(key, metrics):
             continue
         title = humanise(key) if of is None else Both(f"{of.en}: {humanise(key).en}", f"{of.zh}：{humanise(key).zh}")
         if isinstance(value, Mapping) and value and all(isinstance(v, (int, float)) for v in value.values()):
@@ -103,12 +103,22 @@ def facts_of(metrics: Mapping[str, Any], of: Both | None = None) -> Iterator[tup
         elif isinstance(value, Mapping) and of is None:
             yield from facts_of(value, humanise(key))
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield title, plain(shown(key, value))
+            low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+            interval = "" if low is None or high is None else f" ({shown(key, low)}–{shown(key, high)})"
+            yield title, plain(shown(key, value) + interval)
+
+
+def _part_of(key: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether the number stands with another one already: its interval, or the same by language."""
+    base, _, last = key.rpartition("_")
+    return last in ("low", "high", "en", "zh") and base in metrics
 
 
 def _listed(key: str, numbers: Mapping[str, float]) -> Both:
     """`English 6,180 · Chinese 2,450`, each number in the unit of the outer or the inner name."""
-    names = {k: language_name(k) if k in ("en", "zh") else humanise(str(k) or "—") for k in numbers}
+    names = {
+        k: language_name(k) if k in ("en", "zh") else humanise(str(k).removeprefix("package:") or "—") for k in numbers
+    }
     texts = {k: shown(f"{key} {k}", number) for k, number in numbers.items()}
     return Both(*(" · ".join(f"{getattr(names[k], lang)} {texts[k]}" for k in numbers) for lang in ("en", "zh")))
 
@@ -157,6 +167,13 @@ def humanise(key: str) -> Both:
         "epochs": say("epochs"),
         "pairs": say("pairs"),
         "accuracy": say("held-out accuracy"),
+        "held_out_pairs": say("held-out pairs"),
+        "held_out_tokens": say("held-out tokens"),
+        "longer": say("the longer answer right"),
+        "likelier": say("the likelier answer right"),
+        "likelier_mean": say("the likelier answer right, per token"),
+        "parameters": say("parameters"),
+        "trained_parameters": say("trained parameters"),
     }
     return known.get(key) or plain(key.replace("_", " "))
 

@@ -6,9 +6,11 @@ first answer it does not have. The numbers are drawn at the end, from the items 
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +92,14 @@ def _examine(who: Candidate, rows: Mapping[str, Any], job: Job, open_subject: Op
             if subject is None:
                 job.events.message(t("{model}: loading", model=who.named.name))
                 subject = open_subject(who.named)
-            items = task.ask(
-                rows[task.key], subject, job.rng_seed("ask", task.key), lambda n, task=task: progress(n, who, task)
-            )
+            tell = partial(progress, who=who, task=task)
+            items = task.ask(rows[task.key], subject, job.rng_seed("ask", task.key), tell)
             write_atomic(file, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
     finally:
         if subject is not None:
             subject.engine.close()
+            del subject
+            gc.collect()  # a model holds cycles: its memory must be free before the next one is loaded
 
 
 def _conclude(task: Task, rows: Any, people: Sequence[Candidate], roles: Mapping[str, str], job: Job) -> Conclusion:
@@ -161,7 +164,7 @@ def compare(paired: Paired, seed: int) -> list[dict[str, Any]]:
 
 def _difference(paired: Paired, model: str, against: str, seed: int) -> dict[str, Any] | None:
     a, b = paired.values[model], paired.values[against]
-    if len(a) != len(b) or not a:
+    if len(a) != len(b) or len(a) < 2:
         return None
     if paired.proportion:
         gain = sum(max(x - y, 0) for x, y in zip(a, b, strict=True))

@@ -18,7 +18,7 @@ SIZE = (4.6, 2.7)  # inches at 100 dots: 460 × 270
 COLOURS = 6
 BASELINES = 3
 _INK, _GRID = "#010101", "#020202"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fledge",
     "font.family": "sans-serif",

@@ -212,17 +212,18 @@ def _preferences(task: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any
                     **values,
                 ),
             )
-        if rival and rivals[rival]["value"] >= found["low"]:
-            yield Finding(
-                "open",
-                say(
-                    "A simple rule ({baseline}) reaches {rule} on the same prompts, so {model} is not shown "
-                    "to be better than it.",
-                    model=model,
-                    baseline=baseline_name(rival),
-                    rule=_percent(rivals[rival]["value"]),
-                ),
-            )
+    near = [m for m, n in metrics.items() if rival and key in n and 0.5 < n[key]["low"] <= rivals[rival]["value"]]
+    if near:
+        rule, share = baseline_name(rival), _percent(rivals[rival]["value"])
+        yield Finding(
+            "open",
+            say(
+                "A simple rule ({baseline}) reaches {rule} on the same prompts; that {models} do better is not shown.",
+                baseline=rule,
+                rule=share,
+                models=", ".join(near),
+            ),
+        )
 
 
 def _choices(task: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:

@@ -101,4 +101,4 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """The exact two-sided p-value of McNemar's test: are the items on which two models differ a fair coin's?"""
     n, k = only_a + only_b, min(only_a, only_b)
     tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    return min(1.0, float(2 * tail))

@@ -201,7 +201,12 @@ def _training(run: RunView) -> Iterator[Training]:
     for stage in run.stages:
         curves = {name: dict(sorted(p.items())) for name, p in points.get(stage.name, {}).items() if len(p) > 1}
         if curves or (stage.done and stage.use.startswith("train.")):
-            yield Training(stage, _figures(stage, curves), list(facts_of(stage.metrics)))
+            yield Training(stage, _figures(stage, curves), list(facts_of(_own_numbers(stage))))
+
+
+def _own_numbers(stage: StageView) -> dict[str, Any]:
+    """What the table of the models does not show already."""
+    return {key: value for key, value in stage.metrics.items() if "bits_per_byte" not in key}
 
 
 def _figures(stage: StageView, curves: Mapping[str, Mapping[int, float]]) -> list[Figure]:
@@ -266,7 +271,7 @@ def _samples(run: RunView) -> Iterator[dict[str, Any]]:
 
 def _costs(run: RunView) -> dict[str, Any]:
     """Predicted against measured, a row a stage."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for stage in run.stages:
         if stage.done:
             seconds, memory = stage.estimate.get("seconds"), stage.estimate.get("memory")
@@ -294,7 +299,7 @@ def _lineage(stage: StageView) -> dict[str, Any]:
     file = Path(stage.path) / MANIFEST if stage.path else None
     if file is not None and file.is_file():
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    inputs = [(key, _input(value)) for key, value in {**manifest.get("outside", {}), **stage.inputs}.items()]
+    inputs = list(dict.fromkeys(map(_input, stage.inputs.values())))
     config = dict(stage.config or manifest.get("config", {}))
     return {
         "stage": stage,

@@ -102,6 +102,10 @@ def side_by_side(run: RunView) -> SideBySide:
             for name, numbers in task["baselines"].items():
                 _add_baseline(table, name, numbers)
     for stage in run.made_by("train.pretrain"):
+        if not run.scores() and stage.done:
+            table.kinds[stage.name] = "model"
+            own = {k: v for k, v in stage.metrics.items() if k == "parameters" or k.startswith("bits_per_byte_")}
+            table.metrics[stage.name] = own
         for name, prefix in (("untrained", "untrained_"), ("ngram", "ngram_"), ("xz", "xz_")):
             numbers = {
                 k.removeprefix(prefix): v for k, v in stage.metrics.items() if k.startswith(f"{prefix}bits_per_byte_")

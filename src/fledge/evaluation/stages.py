@@ -66,7 +66,7 @@ class Evaluate(Stage, use="evaluate", version=1):
         return sum(task.tokens() for task in self.tasks) * 2 * parameters
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        rate = machine.rate("evaluate.flops", 10e9)
+        rate = machine.rate("evaluate.flops", 25e9)
         parameters = [(sizes.get(ref.text) or Size()).parameters or 50e6 for ref in self.models.values()]
         seconds = sum(self._work(p) / rate + 1 for p in parameters) + 5
         width = 4 if self.dtype == "float32" else 2

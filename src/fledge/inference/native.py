@@ -37,6 +37,8 @@ from fledge.records.kinds import Conversation
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_LARGE = 100_000_000
+"""bytes of weights above which reading them is what a step waits for"""
 _LINGER = 2.0
 """seconds after which an idle worker ends, so that an engine that nobody refers to any more frees its model"""
 _OPEN: weakref.WeakSet[NativeEngine] = weakref.WeakSet()
@@ -90,11 +92,11 @@ class NativeEngine:
         it natively and the model is large enough to gain, else float32. `options` as in the constructor."""
         from fledge.models.load import load_model, load_tokenizer
 
-        device = _device(device)
-        model = load_model(Path(path), dtype="float32" if dtype == "auto" else dtype, device=device, reward=reward)
-        if dtype == "auto" and model.num_parameters() > 50e6 and _fast_bfloat16(device):
-            model = model.to(torch.bfloat16)
-        tokenizer = load_tokenizer(Path(path))
+        folder, device = Path(path), _device(device)
+        if dtype == "auto":
+            dtype = "bfloat16" if _fast_bfloat16(device) and _weight_bytes(folder) > _LARGE else "float32"
+        model = load_model(folder, dtype=dtype, device=device, reward=reward)
+        tokenizer = load_tokenizer(folder)
         return cls(model, tokenizer, ChatRenderer(tokenizer) if tokenizer.chat_template else None, **options)
 
     # ---- requests
@@ -351,3 +353,12 @@ def _fast_bfloat16(device: str) -> bool:
     if device != "cpu":
         return True
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _weight_bytes(folder: Path) -> int:
+    """The size of a folder's weights; an adapter's are its base's."""
+    from fledge.models.load import base_of, is_adapter
+
+    if is_adapter(folder):
+        folder = base_of(folder)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +53,7 @@ def score(
         _check_length(len(prompt) + len(continuation) - 1, context, place)
     found: dict[int, Scored] = {}
     for batch in _batches(_rows(prompts, continuations), forward):
-        found |= call(lambda batch=batch: _score(forward, batch))
+        found |= call(partial(_score, forward, batch))
     return [found[place] for place in range(len(prompts))]
 
 
@@ -179,7 +180,7 @@ def _by_length(
         width = len(rows[places[-1]])
         ids = torch.tensor([[*rows[place], *[pad] * (width - len(rows[place]))] for place in places])
         mask = torch.tensor([[1] * len(rows[place]) + [0] * (width - len(rows[place])) for place in places])
-        values = call(lambda ids=ids, mask=mask: run(ids.to(forward.device), mask.to(forward.device)))
+        values = call(partial(run, ids.to(forward.device), mask.to(forward.device)))
         found |= zip(places, values, strict=True)
     return [found[place] for place in range(len(rows))]
 

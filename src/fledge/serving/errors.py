@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from fledge.core.errors import FledgeError, did_you_mean
 from fledge.core.language import t
@@ -58,11 +57,11 @@ def add_handlers(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse(_invalid(request.url.path, error.errors()), 400)
 
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        message = t("there is no such address here: {path}", path=request.url.path)
-        text = message if error.status_code == 404 else str(error.detail)
-        return JSONResponse(error_object(text, "invalid_request_error"), error.status_code, error.headers)
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def elsewhere(request: Request, error: HTTPException) -> JSONResponse:
+        message = t("there is no such address here: {path}", path=f"{request.method} {request.url.path}")
+        return JSONResponse(error_object(message, "invalid_request_error"), error.status_code)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

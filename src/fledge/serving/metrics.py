@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -24,7 +25,7 @@ class Metrics:
         )
         self.tokens = Counter("fledge_tokens", "Tokens read and written", [*model, "kind"], registry=registry)
         self.active = Gauge("fledge_active_requests", "Requests being answered", model, registry=registry)
-        times = {"labelnames": model, "buckets": _SECONDS, "registry": registry}
+        times: dict[str, Any] = {"labelnames": model, "buckets": _SECONDS, "registry": registry}
         self.first = Histogram("fledge_time_to_first_token_seconds", "Until the first token", **times)
         self.latency = Histogram("fledge_request_seconds", "Until the last token", **times)
 

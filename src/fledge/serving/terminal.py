@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.markup import escape
 
 from fledge.core.errors import FledgeError
 from fledge.core.language import t
-from fledge.inference.engine import Engine, Request
+from fledge.inference.engine import Delta, Engine, Request
 from fledge.inference.history import fitted
 from fledge.records.kinds import Message
 
@@ -27,8 +27,8 @@ def chat(
     """Ask with `read(prompt)` and stream answers to `console` until /quit or the end of the input."""
     console = console or Console(highlight=False)
     console.print(t("Write a message. {reset} begins anew, {quit} leaves.", reset="/reset", quit="/quit"), style="dim")
-    opening = (Message("system", system),) if system else ()
-    messages = opening
+    opening: tuple[Message, ...] = (Message("system", system),) if system else ()
+    messages: tuple[Message, ...] = opening
     while True:
         try:
             text = read("\n> ").strip()
@@ -55,6 +55,7 @@ def _answer(
 ) -> tuple[Message, ...] | None:
     """Stream one answer; the conversation with it, or None when there was an error. Ctrl-C keeps what has come."""
     text = ""
+    stream: Iterator[Delta] = iter(())
     try:
         request, left_out = fitted(engine, request)
         if left_out:
@@ -65,7 +66,7 @@ def _answer(
             console.print(delta.text, end="", markup=False, soft_wrap=True)
         console.print()
     except KeyboardInterrupt:
-        stream.close()  # type: ignore[attr-defined]
+        getattr(stream, "close", lambda: None)()
         console.print(" " + t("(stopped)"), style="dim")
     except FledgeError as error:
         console.print(str(error), style="red", markup=False)

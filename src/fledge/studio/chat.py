@@ -143,7 +143,8 @@ class ChatPage:
             ui.element("div").classes("fl-space")
             _tool(other, other, on_click=self.switch_language)
             _tool("", t("Light or dark", lang), "moon", self.switch_theme)
-            with _tool("", t("Settings", lang), "sliders"), ui.menu().classes("fl-panel").props("anchor='bottom right' self='top right' :offset='[0, 8]'"):  # fmt: skip  # noqa: E501
+            with _tool("", t("Settings", lang), "sliders"), ui.menu().classes("fl-panel") as menu:
+                menu.props("anchor='bottom right' self='top right' :offset='[0, 8]'")
                 self._show_settings()
             _tool(t("New chat", lang), t("New chat", lang), "new", self.new_chat, wide=True)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fledge.data.packing import encode_plain
 from fledge.training.likelihood import IGNORED, hidden_states, output_weight, shifted, token_logprobs
 
 TOKENS_AT_ONCE = 8192
@@ -41,7 +42,7 @@ def bits_per_byte(
     window = window or model.config.get_text_config().max_position_embeddings
     stride = stride or max(1, window // 2)
     separator = separator_id(tokenizer)
-    rows = [row for ids in encode(tokenizer, texts) for row in windows([separator, *ids], window, stride)]
+    rows = [row for ids in encode_plain(tokenizer, texts) for row in windows([separator, *ids], window, stride)]
     counted = sum(len(ids) - start for ids, start in rows)
     nats = math.fsum(_nll(model, [_row(ids, start) for ids, start in rows], dtype))
     size = sum(len(text.encode()) for text in texts)
@@ -85,13 +86,6 @@ def separator_id(tokenizer: Any) -> int:
     vocabulary = tokenizer.get_vocab()
     names = ("<|endoftext|>", "<|end_of_text|>", tokenizer.bos_token, tokenizer.eos_token)
     return int(next(vocabulary[name] for name in names if name in vocabulary))
-
-
-def encode(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
-    """Token ids of each text as plain text: nothing added, no spelling of a control token taken for one."""
-    from fledge.data.packing import encode_plain
-
-    return encode_plain(tokenizer, texts)
 
 
 def _row(ids: Sequence[int], start: int) -> tuple[Sequence[int], list[int]]:

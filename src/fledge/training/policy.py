@@ -57,11 +57,14 @@ def open_policy(
         model = model.merge_and_unload() if hasattr(model, "peft_config") else model
         return Policy(model.requires_grad_(True), tokenizer)
     if is_adapter(path):
-        model = load_model(path, settings.dtype, device, trainable=True)
+        model, base = load_model(path, settings.dtype, device, trainable=True), base_of(path)
         _require_same(model.peft_config["default"], lora)
-        return Policy(model, tokenizer, base_of(path))
-    model = add_lora(load_model(path, settings.dtype, device), lora, seed)
-    return Policy(model, tokenizer, path)
+    else:
+        model, base = add_lora(load_model(path, settings.dtype, device), lora, seed), path
+    for layer in model.modules():  # autocast casts the small matrices; PEFT would cast every input to fp32 first
+        if hasattr(layer, "cast_input_dtype_enabled"):
+            layer.cast_input_dtype_enabled = settings.dtype == "float32"
+    return Policy(model, tokenizer, base)
 
 
 def _require_same(there: Any, lora: LoRA) -> None:

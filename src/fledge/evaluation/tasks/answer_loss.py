@@ -11,7 +11,7 @@ from fledge.core.artifact import Conversations
 from fledge.core.job import Job
 from fledge.core.reference import Ref
 from fledge.core.units import Count
-from fledge.evaluation.intervals import Interval, ratio_interval
+from fledge.evaluation.intervals import ratio_interval
 from fledge.evaluation.tasks.base import Conclusion, Item, Number, Paired, Task, Tell
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class AnswerLoss(Task):
         return Conclusion(models, paired=(paired,))
 
 
-def _loss(items: list[Item], seed: int) -> Interval | None:
+def _loss(items: list[Item], seed: int) -> Number | None:
     if not any(item["tokens"] for item in items):
         return None
-    return ratio_interval([i["loss"] for i in items], [i["tokens"] for i in items], seed)
+    found = ratio_interval([i["loss"] for i in items], [i["tokens"] for i in items], seed)
+    return found if found.n > 1 else found.value  # one conversation says nothing of others

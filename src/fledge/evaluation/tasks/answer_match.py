@@ -35,7 +35,7 @@ class AnswerMatch(Task):
         from fledge.evaluation.subject import spread
         from fledge.records.shards import read
 
-        rows = spread(list(read(job.open(self.data), "prompts")), self.limit)
+        rows: list[Any] = spread(list(read(job.open(self.data), "prompts")), self.limit)
         if not rows or any(not row.answer for row in rows):
             where = next((row.messages[-1].content[:60] for row in rows if not row.answer), self.data.text)
             raise FledgeError(Problem(t("a prompt has no answer that could be checked"), where=where))

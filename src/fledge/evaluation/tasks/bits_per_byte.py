@@ -61,7 +61,7 @@ class BitsPerByte(Task):
         return sum(map(len, rows.texts.values()))
 
     def tokens(self) -> float:
-        return self.bytes * len(self.data) / 2
+        return self.bytes * len(self.data) / 3
 
     def ask(self, rows: HeldOut, subject: Subject, seed: int, tell: Tell) -> list[Item]:
         return [item for language, texts in rows.texts.items() for item in _bits(texts, language, subject, tell)]
@@ -77,7 +77,8 @@ class BitsPerByte(Task):
             bits = {model: [i["bits"] for i in items] for model, items in mine.items()}
             sizes = {model: [i["bytes"] for i in items] for model, items in mine.items()}
             for model in answers:
-                models[model][metric] = ratio_interval(bits[model], sizes[model], seed)
+                found = ratio_interval(bits[model], sizes[model], seed)
+                models[model][metric] = found if found.n > 1 else found.value  # one text says nothing of others
             paired.append(Paired(metric, bits, sizes, proportion=False))
         baselines: dict[str, dict[str, Number]] = {
             name: {self._metric(language): value for language, value in found.items()}

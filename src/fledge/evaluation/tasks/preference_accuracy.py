@@ -25,8 +25,9 @@ class PreferenceAccuracy(Task):
 
     The accuracy is measured by the implicit reward of DPO, log π(y|x) − log π_ref(y|x) (Rafailov et al., 2023), against
     `reference`; of the reward model, by its score. `_likelier`: by the plain log-likelihood of the whole answer.
-    Baselines: the longer answer, and the one that the reference finds likelier (summed, and per token).
-    Several pairs of one prompt are not independent: the intervals count prompts, not pairs.
+    A model that only continues text has no such reward. Baselines: the longer answer, and the one that the reference
+    finds likelier (summed, and per token). Several pairs of one prompt are not independent: the intervals count
+    prompts, not pairs.
     """
 
     task: Literal["preference_accuracy"] = Field("preference_accuracy", description="held-out pairs of answers")
@@ -43,7 +44,8 @@ class PreferenceAccuracy(Task):
         from fledge.evaluation.subject import spread
         from fledge.records.shards import read
 
-        return [row for row in spread(list(read(job.open(self.data), "preferences")), self.limit) if any(row.pairs())]
+        rows: list[Any] = spread(list(read(job.open(self.data), "preferences")), self.limit)
+        return [row for row in rows if any(row.pairs())]
 
     def tokens(self) -> float:
         return (self.limit or 400) * 120
@@ -55,6 +57,7 @@ class PreferenceAccuracy(Task):
             {
                 "id": row.id,
                 "language": row.language,
+                "chat": subject.chat,
                 "chosen": {"characters": len(chosen.content), **found[chosen.content]},
                 "rejected": {"characters": len(rejected.content), **found[rejected.content]},
             }
@@ -76,7 +79,7 @@ class PreferenceAccuracy(Task):
                 continue
             likelier = [_wins(_margin(item, "logprob")) for item in items]
             models[model] = {f"{name}_likelier": _share(likelier, prompts)}
-            if reference is not None and items is not reference:
+            if reference is not None and items is not reference and all(item["chat"] for item in items):
                 margins = [_margin(a, "logprob") - _margin(b, "logprob") for a, b in zip(items, reference, strict=True)]
                 accuracy[model] = [_wins(margin) for margin in margins]
                 models[model] |= {
