@@ -47,10 +47,10 @@ def run_view(folder: Path) -> RunView:
                 "rows_by_language": {"en": 6_180, "zh": 2_450},
                 "bytes_by_language": {"en": 11_000_000, "zh": 1_905_010},
                 "rejected": {
+                    "near_duplicates": {"near copy": 411},
                     "language": {"neither English nor Chinese": 42},
                     "quality": {"too few words": 610, "too many symbols": 31},
                     "exact_duplicates": {"seen before": 388},
-                    "near_duplicates": {"near copy": 411},
                 },
                 "pii": {"email": 12, "phone": 31},
                 "seconds_by_step": {"quality": 3.2},
@@ -127,7 +127,8 @@ def _stage(
         inputs or {},
         metrics,
         outputs,
-        config={"use": use, "note": "中文 " + name} | ({"models": {"int8": "small"}} if use == "evaluate" else {}),
+        config={"steps": ["language", {"quality": {}}, "exact_duplicates", "near_duplicates"], "note": "中文 " + name}
+        | ({"models": {"int8": "small"}} if use == "evaluate" else {}),
         estimate={"seconds": [0.6 * seconds, 1.5 * seconds] if name != "chat" else [10, 30], "memory": [4e8, 1.6e9]},
         peak_memory=9e8 + 1e6 * seconds,
         execution={"device": "cpu", "threads": 2},

@@ -172,6 +172,8 @@ def test_limits_follow_from_what_was_measured(run: RunView) -> None:
         ("I think so, I think so, I think so, I think so", True),
         ("的的的的的的的的", True),
         ("我想我想我想我想我想我想", True),
+        ("，" * 20, True),
+        ("wait ...", False),
         ("The cat sat on the mat and the dog sat on the log.", False),
         ("哈哈，今天天气不错，我去公园走了走。", False),
         ("1000000 and aaa", False),

@@ -37,7 +37,7 @@ def test_bits_per_byte_is_what_the_logits_say() -> None:
     bits = 0.0
     for text in TEXTS[:3]:
         ids = [separator_id(names), *names(text, add_special_tokens=False)["input_ids"]]
-        logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), dim=-1)
+        logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0].detach().double(), dim=-1)
         bits -= sum(float(logprobs[i, token]) for i, token in enumerate(ids[1:])) / math.log(2)
     found = bits_per_byte(model, names, TEXTS[:3])
     assert found.bytes == len("".join(TEXTS[:3]).encode())
@@ -51,7 +51,7 @@ def test_long_texts_are_read_in_windows() -> None:
     ids = [separator_id(names), *names(TEXTS[3], add_special_tokens=False)["input_ids"]]
     bits = 0.0
     for row, start in windows(ids, 64, 32):
-        logprobs = torch.log_softmax(model(torch.tensor([row])).logits[0].double(), dim=-1)
+        logprobs = torch.log_softmax(model(torch.tensor([row])).logits[0].detach().double(), dim=-1)
         bits -= sum(float(logprobs[i - 1, row[i]]) for i in range(start, len(row))) / math.log(2)
     found = bits_per_byte(model, names, [TEXTS[3]])
     assert len(ids) > 64 and found.tokens == len(ids) - 1
@@ -78,7 +78,7 @@ def test_answer_loss_counts_the_assistants_words_and_not_the_end_of_turn() -> No
     total, count = 0.0, 0
     for chat in chats:
         rendered = renderer.render(chat.messages)
-        logprobs = torch.log_softmax(model(torch.tensor([rendered.ids])).logits[0].double(), dim=-1)
+        logprobs = torch.log_softmax(model(torch.tensor([rendered.ids])).logits[0].detach().double(), dim=-1)
         for i, (token, weight) in enumerate(zip(rendered.ids, rendered.weights, strict=True)):
             if weight and token not in renderer.stop_ids:
                 total, count = total - float(logprobs[i - 1, token]), count + 1

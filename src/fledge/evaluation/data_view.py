@@ -69,11 +69,18 @@ def _card(stage: StageView) -> DataCard:
     reasons = rejected if isinstance(rejected, Mapping) else {}
     refused = [
         Refused(step, sum(_counts(by).values()), sorted(_counts(by).items(), key=lambda item: -item[1]))
-        for step, by in reasons.items()
+        for step, by in sorted(reasons.items(), key=lambda item: _place(item[0], stage))
     ]
     rows_out = int(metrics.pop("rows_out", 0) or metrics.get("rows", 0) or 0)
     rows_in = int(metrics.pop("rows_in", 0) or (rows_out + sum(step.rows for step in refused) if refused else 0))
     return DataCard(stage, rows_in, rows_out, refused, list(facts_of(metrics)), list(_examples(stage)))
+
+
+def _place(step: str, stage: StageView) -> int:
+    """When the step had its turn: its place in the stage's list of steps, behind them when it is not there."""
+    steps = stage.settings.get("steps") or []
+    names = [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in steps]
+    return names.index(step) if step in names else len(names)
 
 
 def once(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +138,7 @@ def shown(key: str, value: float) -> str:
         return show_seconds(value)
     if isinstance(value, int) or float(value).is_integer():
         return f"{int(value):,}" if abs(value) < 1e6 else show_count(value)
-    return f"{value:,.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def humanise(key: str) -> Both:
@@ -154,6 +161,7 @@ def humanise(key: str) -> Both:
         "train_bytes": say("bytes to train on"),
         "held_out_rows": say("rows held out"),
         "held_out_bytes": say("bytes held out"),
+        "held_out_target": say("wanted"),
         "removed": say("near-copies taken out"),
         "removed_bytes": say("bytes taken out"),
         "vocabulary": say("vocabulary"),
@@ -169,6 +177,14 @@ def humanise(key: str) -> Both:
         "accuracy": say("held-out accuracy"),
         "held_out_pairs": say("held-out pairs"),
         "held_out_tokens": say("held-out tokens"),
+        "held_out_margin": say("held-out margin"),
+        "by_kind": say("by kind"),
+        "by_language": say("by language"),
+        "characters_chosen": say("characters, preferred answers"),
+        "characters_rejected": say("characters, other answers"),
+        "longer_answer_accuracy": say("the longer answer right"),
+        "prompts_sampled": say("prompts sampled"),
+        "rejected": say("refused"),
         "longer": say("the longer answer right"),
         "likelier": say("the likelier answer right"),
         "likelier_mean": say("the likelier answer right, per token"),

@@ -144,7 +144,10 @@ def _differences(task: Mapping[str, Any], metric: str, names: list[str]) -> Iter
                 "low": _signed(row["low"], 3),
                 "high": _signed(row["high"], 3),
             }
-            if row["high"] < 0:
+            if max(abs(row["low"]), abs(row["high"])) < 5e-4:
+                same = say("{model} and {against} have the same loss on held-out answers, to a thousandth.", **values)
+                yield Finding("note", same)
+            elif row["high"] < 0:
                 yield Finding(
                     "good",
                     say(
@@ -162,8 +165,6 @@ def _differences(task: Mapping[str, Any], metric: str, names: list[str]) -> Iter
                         **values,
                     ),
                 )
-            elif row["low"] == row["high"] == 0:
-                yield Finding("note", say("{model} and {against} have the same loss on held-out answers.", **values))
             else:
                 yield Finding(
                     "open",
@@ -331,7 +332,7 @@ def _named_after(run: RunView, stages: set[str]) -> set[str]:
     return {
         name
         for stage in run.made_by("evaluate")
-        for name, ref in (stage.config.get("models") or {}).items()
+        for name, ref in (stage.settings.get("models") or {}).items()
         if str(ref).partition(".")[0] in stages
     }
 
@@ -346,7 +347,7 @@ def limits(run: RunView, table: SideBySide) -> Iterator[Finding]:
         yield Finding(
             "note",
             say(
-                "With {n} parameters these models hold the sound of a language, not the world: phrases read "
+                "With {n} parameters these models hold the sound of a language, not the world: phrases may read "
                 "well, facts and reasons are missing. Nothing they say is to be believed.",
                 n=show_count(max(sizes)),
             ),
@@ -432,8 +433,8 @@ def _repetition(run: RunView) -> Iterator[Finding]:
 
 
 def repeats(text: str) -> bool:
-    """Whether a piece that begins with a letter stands three times in a row, or one letter six times."""
-    return re.search(r"([^\W\d].{1,60}?)\1{2,}|([^\W\d])\2{5,}", text, re.DOTALL) is not None
+    """Whether a piece that begins with a letter stands three times in a row, a letter six, any sign fifteen times."""
+    return re.search(r"([^\W\d].{1,60}?)\1{2,}|([^\W\d])\2{5,}|(\S)\3{14,}", text, re.DOTALL) is not None
 
 
 def _percent(value: float) -> str:

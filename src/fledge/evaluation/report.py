@@ -21,7 +21,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fledge.core.artifact import MANIFEST
 from fledge.core.language import language
 from fledge.core.units import show_bytes, show_seconds
 from fledge.evaluation import figures
@@ -50,6 +49,7 @@ def write_report(run: RunView, file: Path) -> None:
     table = side_by_side(run)
     page = environment.get_template("report.html.jinja").render(
         say=say,
+        tidy=tidy,
         bytes=show_bytes,
         seconds=show_seconds,
         lang="zh-CN" if language() == "zh" else "en",
@@ -295,16 +295,12 @@ def _held(measured: float, predicted: Sequence[float] | None) -> bool:
 
 
 def _lineage(stage: StageView) -> dict[str, Any]:
-    manifest: Mapping[str, Any] = {}
-    file = Path(stage.path) / MANIFEST if stage.path else None
-    if file is not None and file.is_file():
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    inputs = list(dict.fromkeys(map(_input, stage.inputs.values())))
-    config = dict(stage.config or manifest.get("config", {}))
+    """What a stage was made of and with which settings."""
+    settings = dict(stage.settings)
     return {
         "stage": stage,
-        "inputs": inputs,
-        "config": json.dumps(config, ensure_ascii=False, indent=1) if config else "",
+        "inputs": list(dict.fromkeys(map(_input, stage.inputs.values()))),
+        "config": json.dumps(settings, ensure_ascii=False, indent=1) if settings else "",
         "execution": ", ".join(f"{key} {value}" for key, value in stage.execution.items()),
         "kinds": ", ".join(
             f"{name}: {_kind(entry)}" if name else _kind(entry) for name, entry in stage.outputs.items()
@@ -332,6 +328,11 @@ def _versions(run: RunView) -> list[tuple[str, str]]:
             if version not in found.setdefault(name, []):
                 found[name].append(version)
     return [(name, ", ".join(versions)) for name, versions in found.items()]
+
+
+def tidy(text: str) -> str:
+    """A sample without the empty lines that would push the next one off the page."""
+    return re.sub(r"\n\s*\n\s*", "\n\n", text.strip("\n"))
 
 
 def _slug(text: str) -> str:

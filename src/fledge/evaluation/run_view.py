@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fledge.core.artifact import Artifact
 from fledge.core.events import Event
 
 
@@ -33,6 +34,13 @@ class StageView:
     peak_memory: float = 0.0
     execution: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The config; where the view was made without it, the one that the artifact remembers."""
+        if self.config or not self.path:
+            return self.config
+        return dict(Artifact(Path(self.path)).manifest.get("config", {}))
 
     @property
     def done(self) -> bool:

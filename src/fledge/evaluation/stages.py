@@ -72,6 +72,6 @@ class Evaluate(Stage, use="evaluate", version=1):
         width = 4 if self.dtype == "float32" else 2
         return Estimate(
             seconds=(0.5 * seconds, 2 * seconds),
-            memory=(0.5e9 + width * max(parameters), 0.9e9 + 3 * width * max(parameters)),
+            memory=(0.5e9 + width * max(parameters), 1.4e9 + 3 * width * max(parameters)),
             disk=2e6,
         )

@@ -20,6 +20,9 @@ from fledge.training.likelihood import IGNORED, hidden_states, output_weight, sh
 
 TOKENS_AT_ONCE = 8192
 
+encode = encode_plain
+"""Token ids of each text as plain text: nothing added, no spelling of a control token taken for one."""
+
 
 @dataclass(frozen=True)
 class BitsPerByte:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LARGE = 50_000_000
 """Parameters from which a step's rows are read a few at a time, to bound the memory of their activations."""
-TOKENS_AT_ONCE = 2048
+TOKENS_AT_ONCE = 1024
 
 
 def sft(stage: SFT, job: Job) -> Model:
