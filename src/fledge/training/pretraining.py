@@ -16,6 +16,7 @@ from fledge.data.packing import TokenShards, pack_texts
 from fledge.models.build import build_model
 from fledge.models.load import load_tokenizer
 from fledge.records import shards
+from fledge.records.kinds import Document
 from fledge.training.compiling import compile_layers, decide, forget
 from fledge.training.held_out import bits_per_byte, separator_id, xz_bits_per_byte
 from fledge.training.ngrams import ByteNgrams
@@ -36,7 +37,7 @@ def pretrain(stage: Pretrain, job: Job) -> Model:
     packed = _pack(sources, tokenizer, job, ranks)
     shape = stage.model.resolve(len(tokenizer), stage.seq_len)
     model: Any = build_model(shape, job.rng_seed("weights"), tokenizer, device)
-    held_out = {code: excerpt(job.open(ref), stage.held_out_bytes) for code, ref in stage.held_out.items()}
+    held_out = {code: excerpt(job.open(ref), stage.held_out_bytes, code) for code, ref in stage.held_out.items()}
     settings, steps = stage.train, stage.steps
     metrics: dict[str, Any] = {"text_bytes": packed.text_bytes, "corpus_tokens": len(packed)}
     metrics |= {"shape": vars(shape), "epochs": steps * settings.batch_size * (stage.seq_len - 1) / len(packed)}
@@ -66,10 +67,13 @@ def pretrain(stage: Pretrain, job: Job) -> Model:
     return Policy(model, tokenizer).save(job, metrics, tokenizer.chat_template)
 
 
-def excerpt(source: Artifact, size: int) -> list[str]:
-    """The first texts of `source`, `size` bytes in all; the last one is cut between two characters."""
+def excerpt(source: Artifact, size: int, language: str = "") -> list[str]:
+    """The first texts of `source`, `size` bytes in all; the last one is cut between two characters.
+
+    With a language, texts known to be in another one are passed over.
+    """
     found, left = [], size
-    for text in _texts([source]):
+    for text in _texts([source], language):
         text = text.encode()[:left].decode(errors="ignore")
         if not text:
             break
@@ -80,11 +84,12 @@ def excerpt(source: Artifact, size: int) -> list[str]:
     return found
 
 
-def _texts(sources: Iterable[Artifact]) -> Iterator[str]:
+def _texts(sources: Iterable[Artifact], language: str = "") -> Iterator[str]:
     for source in sources:
         for record in shards.read(source, "documents"):
-            if record.text:  # type: ignore[union-attr]
-                yield record.text  # type: ignore[union-attr]
+            assert isinstance(record, Document)
+            if record.text and (not language or record.language in ("", language)):
+                yield record.text
 
 
 def _pack(sources: list[Artifact], tokenizer: Any, job: Job, ranks: Ranks) -> TokenShards:

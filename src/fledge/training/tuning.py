@@ -15,7 +15,7 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.reference import Ref
-from fledge.data.batches import ConversationBatches, PreferenceBatches
+from fledge.data.batches import ConversationBatches, PreferenceBatches, permutation
 from fledge.models.load import load_model
 from fledge.models.save import save_model
 from fledge.records import shards
@@ -161,8 +161,12 @@ class _Run:
         return cast(list[Conversation], self._read(ref, "conversations", limit))
 
     def rendered(self, renderer: ChatRenderer, refs: Sequence[Ref[Any]]) -> list[Rendered]:
-        """All conversations as token rows."""
+        """The conversations as token rows; where the steps asked for need fewer of them, so many by a seeded draw."""
         found = [conversation for ref in refs for conversation in self.conversations(ref)]
+        needed = self.settings.steps * self.settings.batch_size if self.settings.steps else len(found)
+        if needed < len(found):
+            drawn = permutation(len(found), self.job.rng_seed("rows"))[:needed]
+            found = [found[index] for index in sorted(drawn.tolist())]
         return [self._render(renderer, row, index, len(found)) for index, row in enumerate(found, 1)]
 
     def _render(self, renderer: ChatRenderer, row: Conversation, done: int, total: int) -> Rendered:

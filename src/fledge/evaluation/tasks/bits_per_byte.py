@@ -47,7 +47,7 @@ class BitsPerByte(Task):
         from fledge.training.ngrams import ngram_bits_per_byte
         from fledge.training.pretraining import excerpt
 
-        texts = {language: excerpt(job.open(ref), self.bytes) for language, ref in self.data.items()}
+        texts = {language: excerpt(job.open(ref), self.bytes, language) for language, ref in self.data.items()}
         joined = {language: "".join(found).encode() for language, found in texts.items()}
         xz = {language: xz_bits_per_byte(data) for language, data in joined.items()}
         ngram = {
