@@ -54,7 +54,7 @@ def test_run_show_plan_runs(recipe: str) -> None:
     assert set(shown["stages"][0]) == {
         "name", "use", "status", "seconds", "fingerprint", "path", "inputs", "metrics"
     }  # fmt: skip
-    assert shown["stages"][2]["metrics"] == {"loss": 0.5} 
+    assert shown["stages"][2]["metrics"] == {"loss": 0.5}
     inputs = shown["stages"][2]["inputs"]
     assert inputs["data.0"]["stage"] == "halves.first"
     assert inputs["data.0"]["fingerprint"] == shown["stages"][1]["fingerprint"]

@@ -1,4 +1,4 @@
-"""`recipes/adapt-smollm2.yaml` made small: a real model through LoRA, DPO, merge, int8 and GGUF, and all answer alike."""
+"""`recipes/adapt-smollm2.yaml` made small: a real model through LoRA, DPO, merge, int8, GGUF; all answer alike."""
 
 from __future__ import annotations
 

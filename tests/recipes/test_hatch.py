@@ -96,7 +96,9 @@ def test_a_changed_output_needs_a_new_version(paths: dict[str, Path]) -> None:
     for name, entry in found.items():
         same_version = (entry["use"], entry["version"]) == (golden[name]["use"], golden[name]["version"])
         assert same_version, f"{name}: a new version; write the golden file anew"
-        assert entry["values"] == pytest.approx(golden[name]["values"], rel=2e-3), f"{name}: another output, same version"
+        assert entry["values"] == pytest.approx(golden[name]["values"], rel=2e-3), (
+            f"{name}: another output, same version"
+        )
         assert entry.get("payload") == golden[name].get("payload"), f"{name}: another output under the same version"
 
 
@@ -123,7 +125,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 for folder in ({str(paths["base"])!r}, {str(paths["aligned"])!r}, {str(paths["int8"])!r}):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template([{{"role": "user", "content": "你好"}}], tokenize=False, add_generation_prompt=True)
+    messages = [{{"role": "user", "content": "你好"}}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     logits = model(**tokenizer(text, return_tensors="pt")).logits
     assert logits.shape[-1] >= len(tokenizer) - 8 and bool(torch.isfinite(logits).all())
 AutoModelForSequenceClassification.from_pretrained({str(paths["reward"])!r}, num_labels=1)
