@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from fledge.core.artifact import digest_of
 from fledge.core.store import Store
+from fledge.records.kinds import to_row
+from fledge.records.shards import kind_in, read
 from tests.recipes.small import HATCH, fledge, manifests, random_points, recipe, run, run_with_kills
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -88,7 +91,7 @@ def test_a_changed_output_needs_a_new_version(paths: dict[str, Path]) -> None:
 
     When a change is meant, raise the stage's `version` and write the file anew: FLEDGE_WRITE_GOLDEN=1 pytest …
     """
-    found = {name: _golden(name, manifest) for name, manifest in manifests(paths).items()}
+    found = {name: _golden(name, paths[name], manifest) for name, manifest in manifests(paths).items()}
     if os.environ.get("FLEDGE_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
@@ -99,13 +102,21 @@ def test_a_changed_output_needs_a_new_version(paths: dict[str, Path]) -> None:
         assert entry["values"] == pytest.approx(golden[name]["values"], rel=2e-3), (
             f"{name}: another output, same version"
         )
-        assert entry.get("payload") == golden[name].get("payload"), f"{name}: another output under the same version"
+        assert entry.get("content") == golden[name].get("content"), f"{name}: another output under the same version"
 
 
-def _golden(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
+def _content(folder: Path) -> str:
+    """A digest of what a folder says: of its rows (Parquet's bytes name the library's release), or of the vocabulary."""
+    if (folder / "tokenizer.json").is_file():
+        return digest_of(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"])
+    kind = kind_in(folder)
+    return digest_of([to_row(record) for record in read(folder, kind)])
+
+
+def _golden(name: str, path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     entry = {"use": manifest["use"], "version": manifest["version"], "values": {}}
     if name in TEXT_STAGES:
-        entry["payload"] = manifest["payload"]
+        entry["content"] = {part: _content(path / output["path"]) for part, output in manifest["outputs"].items()}
     elif "" in manifest["outputs"]:
         metrics = manifest["outputs"][""]["metrics"]
         wanted = ("final_loss", "bits_per_byte", "answer_loss", "parameters", "tokens")
@@ -146,7 +157,7 @@ def test_every_stage_runs_on_its_own_on_raw_files(paths: dict[str, Path], tmp_pa
         "--compile", "off", "--out", str(out), home=tmp_path / "home",
     )  # fmt: skip
     assert (out / "model.safetensors").is_file() and (out / "chat_template.jinja").is_file()
-    assert "alpaca" in fledge("data", "inspect", str(data), home=tmp_path / "home").lower()
+    assert "conversations: 40 rows" in fledge("data", "inspect", str(data), home=tmp_path / "home")
     answer = subprocess.run(
         [sys.executable, "-m", "fledge.cli.main", "generate", str(out)],
         input='{"prompt": "Say number 3, please.", "max_new_tokens": 4}\n', text=True, capture_output=True, check=False,

@@ -32,6 +32,12 @@ def try_again(page: Any) -> None:
     page.get_by_role("button", name="Try again").click()
 
 
+def pick(page: Any, model: str) -> None:
+    """Choose a model and wait until the page was drawn anew for it: its title is the last thing to change."""
+    page.get_by_label("Model").select_option(model)
+    page.wait_for_function("model => document.title.startsWith(model + ' ')", arg=model)
+
+
 @pytest.mark.parametrize(("locale", "ask"), [("en-US", "Hello"), ("zh-CN", "你好")])
 def test_a_message_is_answered_as_it_is_written(open_page: Open, locale: str, ask: str) -> None:
     page = open_page(locale=locale)
@@ -152,11 +158,11 @@ def test_errors_are_messages_and_the_page_goes_on(open_page: Open) -> None:
     page.get_by_role("alert").wait_for()
     assert page.get_by_role("alert").inner_text() == "This message is too long for the model."
     page.get_by_role("button", name="New chat").click()
-    page.get_by_label("Model").select_option("base")
+    pick(page, "base")
     say(page, "Hello")
     page.get_by_role("alert").wait_for()
     assert "no chat template" in page.get_by_role("alert").inner_text()
-    page.get_by_label("Model").select_option("taught")
+    pick(page, "taught")
     try_again(page)
     assert finished(page) == tiny.TAUGHT["Hello"]
 
