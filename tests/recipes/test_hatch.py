@@ -106,7 +106,7 @@ def test_a_changed_output_needs_a_new_version(paths: dict[str, Path]) -> None:
 
 
 def _content(folder: Path) -> str:
-    """A digest of what a folder says: of its rows (Parquet's bytes name the library's release), or of the vocabulary."""
+    """A digest of what a folder says, its rows or its vocabulary: Parquet's bytes name the library's release."""
     if (folder / "tokenizer.json").is_file():
         return digest_of(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"])
     kind = kind_in(folder)
@@ -160,6 +160,6 @@ def test_every_stage_runs_on_its_own_on_raw_files(paths: dict[str, Path], tmp_pa
     assert "conversations: 40 rows" in fledge("data", "inspect", str(data), home=tmp_path / "home")
     answer = subprocess.run(
         [sys.executable, "-m", "fledge.cli.main", "generate", str(out)],
-        input='{"prompt": "Say number 3, please.", "max_new_tokens": 4}\n', text=True, capture_output=True, check=False,
+        input='{"prompt": "Say number 3, please.", "max_tokens": 4}\n', text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert json.loads(answer.stdout)["text"] is not None, answer.stderr
