@@ -7,6 +7,7 @@ be compared item by item, and a killed evaluation goes on where it was.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -65,9 +66,9 @@ class Task(Config):
         """Models beside the examined ones that must answer too: {"reference": …, "reward": …}."""
         return {}
 
+    @abstractmethod
     def load(self, job: Job) -> Any:
         """Read the rows that every model is asked. They stay in memory during the stage."""
-        raise NotImplementedError(type(self).__name__)
 
     def count(self, rows: Any) -> int:
         """How many rows `ask` tells of."""
@@ -77,10 +78,10 @@ class Task(Config):
         """About how many tokens one model reads for it; one that it writes costs as much as twenty that it reads."""
         return 50_000
 
+    @abstractmethod
     def ask(self, rows: Any, subject: Subject, seed: int, tell: Tell) -> list[Item]:
         """Put the rows to one model."""
-        raise NotImplementedError(type(self).__name__)
 
+    @abstractmethod
     def conclude(self, rows: Any, answers: Mapping[str, list[Item]], roles: Mapping[str, str], seed: int) -> Conclusion:
         """The numbers, from the items of every model. `roles` says which name plays a part of `wants`."""
-        raise NotImplementedError(type(self).__name__)
