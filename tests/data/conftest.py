@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from fledge.core.events import Emitter, Event
 from fledge.core.job import Job
 from fledge.core.reference import resolve
 from fledge.core.stage import Execution, Stage
+from fledge.data.chunk import Chunk
+from fledge.data.passes import write_table
+from fledge.data.steps import CorpusStep, Rejected, Sketches, Step
 from fledge.records.kinds import Conversation, Document, Message, Record, kind_of
 from fledge.records.shards import ShardWriter
 
@@ -64,6 +69,25 @@ def digests(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in files_of(folder)}
 
 
+def through(step: Step, records: Iterable[Record], counts: Counter[str] | None = None) -> list[Record | Rejected]:
+    """What one step makes of records of one kind: the record, changed or not, or why it is refused, for each."""
+    rows = list(records)
+    chunk, counts = Chunk.of(kind_of(rows[0]), rows), Counter() if counts is None else counts
+    step.start(lambda named: [Path(named.text)])
+    if isinstance(step, CorpusStep):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "sketch.arrow"
+            write_table(step.sketch(chunk), file)
+            scratch = Path(folder) / "scratch"
+            scratch.mkdir()
+            verdicts = step.decide(Sketches([file], [0], len(chunk), scratch), [])
+        changed, refused = step.apply(chunk, verdicts, counts)
+    else:
+        changed, refused = step(chunk, counts)
+    assert len(changed) == len(rows)
+    return [refused.get(row, record) for row, record in enumerate(changed.records)]
+
+
 class Runner:
     """`run(stage, inputs)` → what the stage returned; the events it sent are in `events`."""
 
@@ -71,14 +95,18 @@ class Runner:
         self.home, self.attempts = home, 0
         self.events: list[Event] = []
 
-    def __call__(self, stage: Stage, inputs: dict[str, Artifact] | None = None, work: str = "", seed: int = 0) -> Any:
+    def __call__(
+        self, stage: Stage, inputs: dict[str, Artifact] | None = None, work: str = "", seed: int = 0, **execution: Any
+    ) -> Any:
         self.attempts += 1
         out, scratch = self.home / f"out{self.attempts}", self.home / (work or f"work{self.attempts}")
         out.mkdir(parents=True)
         scratch.mkdir(parents=True, exist_ok=True)
         outside = {source.text: resolve(source.text) for source in stage.outside_sources().values()}
         emitter = Emitter("test", 0, self.events.append)
-        return stage.run(Job("test", out, scratch, seed, Execution(), emitter, inputs or {}, outside))
+        return stage.run(
+            Job("test", out, scratch, seed, Execution(**{"workers": 1, **execution}), emitter, inputs or {}, outside)
+        )
 
 
 @pytest.fixture

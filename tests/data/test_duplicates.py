@@ -9,11 +9,11 @@ import pytest
 
 from fledge.data.near_duplicates import MinHash, clusters, ranking
 from fledge.data.ngrams import jaccard, shingles, unit_hashes
-from fledge.data.steps import ExactDedup, NearDedup
+from fledge.data.steps import ExactDedup, NearDedup, Rejected
 from fledge.data.texts import units
 from fledge.records.kinds import Document, Labelled, Record
 
-from .conftest import chinese, english, talk
+from .conftest import chinese, english, talk, through
 
 
 def variant(text: str, share: float, rng: random.Random) -> str:
@@ -118,27 +118,31 @@ def test_the_kept_texts_do_not_depend_on_the_order(step: ExactDedup | NearDedup)
     kept = set()
     for seed in range(6):
         order = random.Random(seed).sample(records, len(records))
-        refused = step.decide(order)
-        kept.add(frozenset(record.id for i, record in enumerate(order) if i not in refused))
+        kept.add(frozenset(row.id for row in through(step, order) if not isinstance(row, Rejected)))
     assert len(kept) == 1
 
 
 def test_of_near_copies_the_longest_stays_and_the_others_name_it() -> None:
     records = family(6, 2)
-    refused = NearDedup().decide(records)
-    kept = {record.id for i, record in enumerate(records) if i not in refused}
+    rows = through(NearDedup(), records)
+    kept = {row.id for row in rows if not isinstance(row, Rejected)}
     assert kept == {f"t{i}c1" for i in range(12)}
-    assert {refused[i].value for i in refused} == kept
+    assert {row.value for row in rows if isinstance(row, Rejected)} == kept
 
 
 def test_exact_duplicates_ignore_case_spaces_and_width_but_not_labels() -> None:
-    records = [
+    plain = [
         Document("Hello, World", "b"), Document("hello world!!", "a"), Document("ＨＥＬＬＯ world", "c"),
-        Labelled("hello world", "x", "l1"), Labelled("hello world", "y", "l2"), Labelled("Hello world", "x", "l0"),
         Document("？", "q1"), Document("！", "q2"),
     ]  # fmt: skip
-    refused = ExactDedup().decide(records)
-    assert {records[i].id: r.value for i, r in refused.items()} == {"b": "a", "c": "a", "l1": "l0"}
+    labelled = [
+        Labelled("hello world", "x", "l1"), Labelled("hello world", "y", "l2"), Labelled("Hello world", "x", "l0")
+    ]  # fmt: skip
+    for records, expected in ((plain, {"b": "a", "c": "a"}), (labelled, {"l1": "l0"})):
+        rows = through(ExactDedup(), records)
+        assert {
+            record.id: row.value for record, row in zip(records, rows, strict=True) if isinstance(row, Rejected)
+        } == expected
 
 
 def test_a_dialogue_is_compared_whole() -> None:
@@ -147,9 +151,10 @@ def test_a_dialogue_is_compared_whole() -> None:
     same_start = [*turns[:2], *(english(rng, 3) for _ in range(4))]
     copy = [*turns[:5], turns[5] + " Bye."]
     records = [talk(*turns, id="a"), talk(*same_start, id="b"), talk(*copy, id="c")]
-    assert list(NearDedup().decide(records)) == [0], "the longer copy stays, the other dialogue too"
+    refused = [isinstance(row, Rejected) for row in through(NearDedup(), records)]
+    assert refused == [True, False, False], "the longer copy stays, the other dialogue too"
 
 
 def test_texts_without_a_word_are_no_near_duplicates() -> None:
-    assert NearDedup().decide([Document("!!", "a"), Document("!!!", "b")]) == {}
-    assert NearDedup().decide([]) == {}
+    rows = [Document("!!", "a"), Document("!!!", "b")]
+    assert through(NearDedup(), rows) == rows

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from fledge.data.language import language_of
 from fledge.data.steps import Language, Rejected
 from fledge.records.kinds import Document
+
+from .conftest import through
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,7 @@ def test_a_short_text_keeps_what_its_source_declares() -> None:
 
 
 def test_the_step_sets_the_language_and_refuses_others() -> None:
-    step, counts = Language(allowed=("en", "zh")), Counter[str]()
-    kept = step(Document("国家保护公民的合法权益。"), counts)
+    german = "Das ist ein langer deutscher Satz, der keinen Zweifel an seiner Sprache lässt."
+    kept, refused = through(Language(allowed=("en", "zh")), [Document("国家保护公民的合法权益。"), Document(german)])
     assert isinstance(kept, Document) and kept.language == "zh"
-    refused = step(Document("Das ist ein langer deutscher Satz, der keinen Zweifel an seiner Sprache lässt."), counts)
     assert refused == Rejected("language not asked for", "de")

@@ -10,6 +10,8 @@ from fledge.data.steps import Normalize, Rejected
 from fledge.data.steps.normalize import normalize
 from fledge.records.kinds import Document
 
+from .conftest import through
+
 
 @pytest.mark.parametrize(
     ("text", "normal"),
@@ -33,8 +35,8 @@ def test_normalize(text: str, normal: str) -> None:
 
 def test_the_step_refuses_what_has_neither_letter_nor_digit() -> None:
     counts = Counter[str]()
-    assert Normalize()(Document("!!! …… ？"), counts) == Rejected("no letter and no digit", "!!! …… ？")
-    kept = Normalize()(Document("42"), counts)
+    assert through(Normalize(), [Document("!!! …… ？")], counts)[0] == Rejected("no letter and no digit", "!!! …… ？")
+    kept = through(Normalize(), [Document("42")], counts)[0]
     assert isinstance(kept, Document)
-    Normalize()(Document("a\r\nb"), counts)
+    through(Normalize(), [Document("a\r\nb")], counts)
     assert counts["normalize/changed"] == 1

@@ -15,6 +15,8 @@ from fledge.data.pii import MASKS, find, mask
 from fledge.data.steps import PII
 from fledge.records.kinds import Answer, Conversation, Message, Preference
 
+from .conftest import through
+
 MASKED = [
     ("张三zhang@qq.com，请回复", "zh", "张三[EMAIL]，请回复"),
     ("邮箱：Li.Si+work@mail.example.com.cn。", "zh", "邮箱：[EMAIL]。"),
@@ -116,7 +118,7 @@ def test_the_step_masks_every_text_of_a_record_and_counts() -> None:
         meta={"by": "e@f.net"},
     )
     counts = Counter[str]()
-    masked = PII()(record, counts)
+    (masked,) = through(PII(), [record], counts)
     assert isinstance(masked, Conversation)
     assert masked.messages[0].content == "mail [EMAIL]"
     assert masked.messages[1].name == "[EMAIL]" and masked.meta == {"by": "[EMAIL]"}
@@ -124,7 +126,7 @@ def test_the_step_masks_every_text_of_a_record_and_counts() -> None:
     assert counts == {"pii/email": 3, "pii/phone": 1}
 
     preference = Preference((Message("user", "x@y.com"),), (Answer("8.8.8.8", 1), Answer("fine", 2)))
-    masked_preference = PII(kinds=("ip",))(preference, counts)
+    (masked_preference,) = through(PII(kinds=("ip",)), [preference], counts)
     assert isinstance(masked_preference, Preference)
     assert [a.content for a in masked_preference.answers] == ["[IP]", "fine"]
     assert masked_preference.prompt[0].content == "x@y.com", "only the kinds asked for"

@@ -12,7 +12,7 @@ from fledge.data.quality import RULES, broken_rule
 from fledge.data.steps import Quality, Rejected
 from fledge.records.kinds import Answer, Conversation, Document, Message, Preference, Prompt
 
-from .conftest import EN_WORDS, chinese, english, talk
+from .conftest import EN_WORDS, chinese, english, talk, through
 
 EN = english(random.Random(0))
 ZH = chinese(random.Random(0))
@@ -80,8 +80,8 @@ def test_repeated_and_top_share_against_counting_by_hand() -> None:
 
 def test_document_rules_do_not_touch_dialogues() -> None:
     for record in (talk("hi", "hello!"), talk("你好", "你好啊！"), Prompt((Message("user", "2+2=?"),), "4")):
-        assert Quality()(record, Counter()) is record
-    assert isinstance(Quality()(Document("hi", language="en"), Counter()), Rejected)
+        assert through(Quality(), [record]) == [record]
+    assert isinstance(through(Quality(), [Document("hi", language="en")])[0], Rejected)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,16 @@ def test_document_rules_do_not_touch_dialogues() -> None:
     ],
 )
 def test_rules_of_dialogues(rule: str, record: Conversation | Preference) -> None:
-    refused = Quality()(record, Counter())
+    (refused,) = through(Quality(), [record])
     assert isinstance(refused, Rejected) and refused.reason == rule
-    assert Quality(skip=(rule,))(record, Counter()) is record
+    assert through(Quality(skip=(rule,)), [record]) == [record]
 
 
 def test_a_turn_that_only_calls_a_tool_is_not_empty() -> None:
     record = Conversation(
         (Message("user", "weather in Paris?"), Message("assistant", "", tool_calls='[{"name": "w"}]'))
     )
-    assert Quality()(record, Counter()) is record
+    assert through(Quality(), [record]) == [record]
 
 
 def test_unknown_rules_are_refused_with_the_near_one() -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import fledge.data.refine as refine
+import fledge.records.shards as shards
 from fledge.core.artifact import Artifact, Conversations, Documents
 from fledge.data.stages import Refine
-from fledge.data.steps import Step
-from fledge.data.steps.base import Rejected
+from fledge.data.steps import RecordStep, Rejected
 from fledge.data.texts import size_of
 from fledge.records.kinds import Document, Record
 from fledge.records.rejects import read_rejects
@@ -79,12 +78,12 @@ def test_the_metrics_add_up(tmp_path: Path, run: Runner) -> None:
     assert json.loads(json.dumps(m)) == m
 
 
-class Dies(Step, name="dies"):
+class Dies(RecordStep, name="dies"):
     """Passes some records, then ends the process as a signal would: without any clean-up of ours."""
 
     after: int = 25
 
-    def __call__(self, record: Record, counts: Counter[str]) -> Record | Rejected:
+    def look(self, record: Record, counts: Counter[str]) -> Record | Rejected:
         SEEN.append(record.id)
         if len(SEEN) == self.after and not SURVIVES:
             raise KeyboardInterrupt
@@ -98,7 +97,7 @@ SURVIVES: list[bool] = []
 def test_killed_and_gone_on_it_reuses_what_was_finished(
     tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refine, "CHUNK", 10)
+    monkeypatch.setattr(shards, "_GROUP_ROWS", 10)
     SEEN.clear(), SURVIVES.clear()
     data = {"a": write(tmp_path / "a", dirty())}
     stage = Refine(data="a", steps=["normalize", "quality", "dies", "exact_dedup", "minhash", "pii"])
@@ -116,11 +115,16 @@ def test_killed_and_gone_on_it_reuses_what_was_finished(
         assert resumed.metrics[key] == whole.metrics[key], key
 
 
-def test_chunks_change_nothing(tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = {"a": write(tmp_path / "a", dirty())}
-    whole = run(Refine(data="a", steps=STEPS), data)
-    monkeypatch.setattr(refine, "CHUNK", 7)
-    assert digests(run(Refine(data="a", steps=STEPS), data).path) == digests(whole.path)
+def test_neither_chunks_nor_workers_change_anything(
+    tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Refine(data="a", steps=STEPS)
+    whole = run(stage, {"a": write(tmp_path / "a", dirty())})
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_GROUP_ROWS", 7)
+        small = {"a": write(tmp_path / "b", dirty())}
+    assert digests(run(stage, small).path) == digests(whole.path)
+    assert digests(run(stage, small, workers=2).path) == digests(whole.path)
 
 
 def test_conversations_stay_conversations(tmp_path: Path, run: Runner) -> None:

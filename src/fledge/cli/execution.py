@@ -6,11 +6,13 @@ import click
 
 
 def execution_options() -> list[click.Parameter]:
-    """`--device`, `--threads`, `--processes`, `--micro-batch`, `--compile`."""
+    """`--device`, `--threads`, `--processes`, `--micro-batch`, `--workers`, `--executor`, `--compile`."""
     return [
         click.Option(["--device"], default=None, help="auto, cpu, cuda or mps", metavar="DEVICE"),
         click.Option(["--threads"], type=int, default=None, help="threads per process (0: all cores)"),
         click.Option(["--processes"], type=int, default=None, help="processes; more than one starts torchrun"),
         click.Option(["--micro-batch"], type=int, default=None, help="rows at once (0: the stage chooses)"),
+        click.Option(["--workers"], type=int, default=None, help="processes of a data stage (0: all cores)"),
+        click.Option(["--executor"], type=click.Choice(["local", "ray"]), default=None, help="where its workers are"),
         click.Option(["--compile"], type=click.Choice(["auto", "on", "off"]), default=None, help="torch.compile"),
     ]

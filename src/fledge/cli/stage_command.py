@@ -17,7 +17,7 @@ from fledge.cli.execution import execution_options
 from fledge.cli.running import carry_out
 from fledge.core.recipe import from_values
 from fledge.core.reference import Ref
-from fledge.core.stage import stage_class
+from fledge.core.stage import Execution, stage_class
 from fledge.core.store import Store
 
 Leaf = tuple[str, FieldInfo, Any]
@@ -36,9 +36,7 @@ class StageFlags:
 
     def run(self, **flags: Any) -> None:
         out, name, settings = flags.pop("out"), flags.pop("run_name"), flags.pop("set")
-        execution = {
-            k: flags.pop(k) for k in list(flags) if k in ("device", "threads", "processes", "micro_batch", "compile")
-        }
+        execution = {key: flags.pop(key) for key in list(flags) if key in Execution.model_fields}
         seed = flags.pop("seed")
         store = Store()
         fields = {_key(leaf[0]): leaf for leaf in leaves(self.stage)}

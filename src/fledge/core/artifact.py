@@ -71,6 +71,22 @@ class Prompts(Records, kind="prompts"):
     """Prompts, with a verifiable answer where there is one: `records.kinds.Prompt`."""
 
 
+class Ratings(Records, kind="ratings"):
+    """Answers with a score: `records.kinds.Rating`."""
+
+
+class Tokens(Artifact, kind="tokens"):
+    """Texts as token ids, packed for training: `data.packing.TokenShards`."""
+
+
+class NGram(Artifact, kind="ngram"):
+    """An n-gram language model of a reference corpus: how likely a text is under it."""
+
+
+class Classifier(Artifact, kind="classifier"):
+    """A classifier of texts (quality, topic): its labels and weights."""
+
+
 class Tokenizer(Artifact, kind="tokenizer"):
     """A Hugging Face tokenizer folder: `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`."""
 
@@ -110,8 +126,8 @@ class Scores(Artifact, kind="scores"):
 KINDS: dict[str, type[Artifact]] = {
     cls.kind: cls
     for cls in (
-        Artifact, Records, Documents, Conversations, Preferences, Labelled, Prompts,
-        Tokenizer, Model, Adapter, RewardModel, GGUF, Scores,
+        Artifact, Records, Documents, Conversations, Preferences, Ratings, Labelled, Prompts,
+        Tokens, NGram, Classifier, Tokenizer, Model, Adapter, RewardModel, GGUF, Scores,
     )
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ def main(file: str) -> int:
     """Run the stage that `file` describes; the exit status says how it ended."""
     order = json.loads(Path(file).read_text(encoding="utf-8"))
     work = Path(file).parent
-    _die_with(int(os.environ.get("FLEDGE_PARENT", os.getppid())))
+    die_with(int(os.environ.get("FLEDGE_PARENT", os.getppid())))
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the runner, which asks us to stop
     if order["execution"]["processes"] > 1 and "RANK" not in os.environ:
@@ -112,7 +112,7 @@ def _torchrun(file: str, processes: int) -> int:
     return 0
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when `parent` ends, even if `parent` was killed."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

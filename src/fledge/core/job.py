@@ -45,6 +45,13 @@ class Job:
         texts = [source.text] if isinstance(source, Source) else [s.text for s in source]
         return next(self.outside[text] for text in texts if text in self.outside)
 
+    def files_of(self, text: str) -> list[Path]:
+        """The files and folders behind the text of a reference or a source, for code that knows no artifacts."""
+        if text in self.inputs:
+            return [self.inputs[text].path]
+        found = self.outside[text]
+        return [found.path] if found.scheme == "path" and found.path.exists() else [found.path / f for f in found.files]
+
     def rng_seed(self, *purpose: Any) -> int:
         """A 60-bit seed that depends on the run's seed and `purpose`, on nothing else."""
         return int(digest_of([self.seed, *map(str, purpose)])[:15], 16)

@@ -78,6 +78,10 @@ class Execution(Config):
     """threads per process; 0 takes all cores"""
     micro_batch: Annotated[int, Field(ge=0)] = 0
     """rows at once; 0 lets the stage choose"""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """processes among which a data stage divides its shards; 0 takes all cores"""
+    executor: Literal["local", "ray"] = "local"
+    """where those processes are: on this machine, or on the Ray cluster that RAY_ADDRESS names"""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_yaml_switch)] = "auto"
     """auto, on, off: torch.compile where a C++ compiler is there and the run is long enough"""
 

@@ -1,149 +1,183 @@
 """The refinery: a list of steps over records. What a step refuses is kept, with the step, the reason and the value.
 
-Steps that look at one record at a time run chunk by chunk; each finished chunk is a folder below `work`, so that a
-refinery that was killed goes on behind the last one. Steps that compare records with each other (duplicates) hold
-them in memory while they decide: about ten bytes for each byte of text.
+The steps are cut into passes at those that compare rows with each other (duplicates): every pass goes over the corpus
+chunk by chunk, in as many processes as there are, on this machine or on a Ray cluster (`data.passes`); between two
+passes one decision is made over the sketches of all chunks. Nothing here depends on how many processes work, on the
+order in which they finish, or on how often they were killed: chunks are numbered by the corpus alone.
 """
 
 from __future__ import annotations
 
-import json
+import pickle
 import shutil
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, islice
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fledge.core.artifact import Artifact
-from fledge.data.steps import CorpusStep, Rejected, Step
-from fledge.data.texts import size_of
-from fledge.records.kinds import Record, to_row
+from fledge.core.artifact import Artifact, digest_of, write_atomic
+from fledge.core.job import Job
+from fledge.core.reference import Ref, Source
+from fledge.core.stage import walk
+from fledge.core.workers import spread
+from fledge.data.passes import ROWS, SKETCH, Pass, Piece, Rows, make, write_table
+from fledge.data.steps import CorpusStep, Step, write_step
+from fledge.data.steps.base import Sketches
 from fledge.records.rejects import Rejects
-from fledge.records.shards import ShardWriter, count, read, shards_of
+from fledge.records.shards import ShardWriter, read, shards_of
 
-CHUNK = 2_000  # records: a few seconds of work
-_DONE = "chunk.json"
-Progress = Callable[[float, float | None], None]
-
-
-@dataclass
-class Tally:
-    """What was counted on the way: sizes, what the steps noted, the seconds each took in this attempt."""
-
-    rows_in: int = 0
-    bytes_in: int = 0
-    notes: Counter[str] = field(default_factory=Counter)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+Notes = list[dict[str, Any]]
 
 
 class Refinery:
-    """One run of the refinery over `data`, from the start or from where the last attempt ended."""
+    """One run of a list of steps for a job, from the start or from where the last attempt ended."""
 
-    def __init__(self, data: Artifact, kind: str, steps: Sequence[Step], work: Path, progress: Progress) -> None:
-        self.data, self.kind, self.steps, self.work, self.progress = data, kind, steps, work, progress
-        self.tally = Tally()
+    def __init__(self, job: Job, kind: str, steps: Sequence[Step]) -> None:
+        self.job, self.kind, self.steps, self.work = job, kind, steps, job.work
+        named = {leaf.text for step in steps for _, leaf in walk(step) if isinstance(leaf, (Ref, Source))}
+        self.found = {text: job.files_of(text) for text in named}
 
-    def run(self, out: Path) -> dict[str, Any]:
-        """Write the records that passed below `out`, the others to `out/rejected`. Returns the metrics."""
+    def run(self, data: Artifact, against: Sequence[Artifact] = ()) -> dict[str, Any]:
+        """Write the records of `data` that passed below `job.out`, the others to `rejected` there.
+
+        What corpora in `against` hold is a duplicate here. Returns the metrics.
+        """
         started = time.perf_counter()
-        total = count(self.data) if shards_of(self.data) else None
-        rows_out, bytes_out, languages = 0, Counter[str](), Counter[str]()
-        with Rejects(out) as rejects, ShardWriter(out, self.kind) as writer:
-            records: Iterable[Record] = self._counted(read(self.data, self.kind, rejects), total)
-            for number, (_, group) in enumerate(groupby(self.steps, lambda step: isinstance(step, CorpusStep))):
-                steps = list(group)
-                whole = [step for step in steps if isinstance(step, CorpusStep)]
-                if not whole:
-                    records = self._map(steps, records, self.work / f"{number:02d}", rejects)
-                for step in whole:
-                    records = self._decide(step, records, rejects)
-            for record in records:
-                writer.write(record)
-                rows_out += 1
-                bytes_out[record.language] += size_of(record)
-                languages[record.language] += 1
-            refused = rejects.reasons
-        seconds = time.perf_counter() - started
-        masked = {key.removeprefix("pii/"): n for key, n in sorted(self.tally.notes.items()) if key.startswith("pii/")}
+        rows, unreadable = self._rows_of(data, self.work / "raw")
+        folders: list[list[Path]] = []
+        notes: list[Notes] = []
+        groups = cut(self.steps)
+        after: CorpusStep | None = None
+        for number, (steps, before) in enumerate(groups):
+            folder = self.work / f"{number:02d}"
+            verdicts = self.work / f"{number:02d}-verdicts.arrow"
+            if after is not None:
+                self._decide(after, verdicts, folders[-1], notes[-1], against)
+            last = number == len(groups) - 1
+            keep = last or after is not None or bool(steps)
+            todo = Pass(self.kind, tuple(steps), after, verdicts, before, keep, self.found)
+            made, said = self._go_over(todo, rows, folder, (number, len(groups)))
+            if keep:
+                if number > 0:
+                    _forget_rows(rows)
+                rows = [Rows(part / ROWS, -1, note["rows"]) for part, note in zip(made, said, strict=True)]
+            folders.append(made)
+            notes.append(said)
+            after = before
+        with Rejects(self.job.out) as rejects, ShardWriter(self.job.out, self.kind) as writer:
+            for folder in [unreadable, *(part for made in folders for part in made)]:
+                rejects.take_from(folder)
+            for part in rows:
+                writer.write_table(part.read(self.kind))
+        return self._metrics(notes, rejects.reasons, time.perf_counter() - started)
+
+    def _rows_of(self, data: Artifact, raw: Path) -> tuple[list[Rows], Path]:
+        """The chunks of a corpus, and the folder of what could not be read of it. Raw files become shards first."""
+        if not shards_of(data):
+            done = raw / "done"
+            if not done.is_file():
+                shutil.rmtree(raw, ignore_errors=True)
+                with Rejects(raw) as rejects, ShardWriter(raw, self.kind) as writer:
+                    for record in read(data, self.kind, rejects):
+                        writer.write(record)
+                        self.job.events.progress(writer.rows)
+                write_atomic(done, "")
+            data = Artifact(raw)
+        return chunks_of(data), raw
+
+    def _go_over(self, todo: Pass, rows: list[Rows], folder: Path, at: tuple[int, int]) -> tuple[list[Path], Notes]:
+        """Make every chunk of a pass. Returns their folders and what was noted, in the order of the corpus."""
+        description = pickle.dumps(todo)
+        parts, first = [folder / f"{number:06d}" for number in range(len(rows))], 0
+        pieces = []
+        for part, chunk in zip(parts, rows, strict=True):
+            pieces.append(Piece(description, chunk, first, part))
+            first += chunk.count
+        done, (number, passes) = 0, at
+        for note in spread(make, pieces, self.job.execution):
+            done += note["rows_in"]
+            self.job.events.progress((number * first + done) / passes, first)
+        return parts, [make(piece) for piece in pieces]  # all are there: read in order
+
+    def _decide(
+        self, step: CorpusStep, file: Path, parts: list[Path], notes: Notes, against: Sequence[Artifact]
+    ) -> None:
+        """The verdicts of a corpus step, unless an earlier attempt has made them."""
+        if file.is_file():
+            return
+        scratch = file.with_suffix(".scratch")
+        earlier = [self._sketched(step, artifact, scratch) for artifact in against]
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        verdicts = step.decide(_sketches(parts, [note["rows"] for note in notes], scratch), earlier)
+        making = file.with_name(f".{file.name}")
+        write_table(verdicts, making, compression=None)  # it is read as a memory map
+        making.replace(file)
+        shutil.rmtree(scratch)
+
+    def _sketched(self, step: CorpusStep, artifact: Artifact, scratch: Path) -> Sketches:
+        """The sketches of a corpus that came before."""
+        name = digest_of([str(artifact.path), write_step(step)])[:12]
+        rows, _ = self._rows_of(artifact, self.work / f"raw-{name}")
+        todo = Pass(self.kind, before=step, keep_rows=False, found=self.found)
+        parts, notes = self._go_over(todo, rows, self.work / f"against-{name}", (0, 1))
+        return _sketches(parts, [note["rows"] for note in notes], scratch)
+
+    def _metrics(self, notes: list[Notes], refused: dict[str, dict[str, int]], seconds: float) -> dict[str, Any]:
+        counts, spent = Counter[str](), Counter[str]()
+        for note in (note for said in notes for note in said):
+            counts.update(note["counts"])
+            spent.update(note["seconds"])
+        rows, size = Counter[str](), Counter[str]()
+        for note in notes[-1]:
+            rows.update(note["rows_by_language"])
+            size.update(note["bytes_by_language"])
+        bytes_in = sum(note["bytes_in"] for note in notes[0])
         return {
-            "rows_in": self.tally.rows_in, "rows_out": rows_out,
-            "bytes_in": self.tally.bytes_in, "bytes_out": bytes_out.total(),
-            "rows_by_language": dict(sorted(languages.items())), "bytes_by_language": dict(sorted(bytes_out.items())),
-            "rejected": refused, "pii": masked,
-            "notes": {key: n for key, n in sorted(self.tally.notes.items()) if n and not key.startswith("pii/")},
-            "seconds_by_step": {name: round(s, 2) for name, s in self.tally.seconds.items()},
-            "bytes_per_second": round(self.tally.bytes_in / max(seconds, 1e-9)),
+            "rows_in": sum(note["rows_in"] for note in notes[0]), "rows_out": rows.total(),
+            "bytes_in": bytes_in, "bytes_out": size.total(),
+            "rows_by_language": dict(sorted(rows.items())), "bytes_by_language": dict(sorted(size.items())),
+            "rejected": refused,
+            "pii": {key.removeprefix("pii/"): n for key, n in sorted(counts.items()) if n and key.startswith("pii/")},
+            "notes": {key: n for key, n in sorted(counts.items()) if n and not key.startswith("pii/")},
+            "seconds_by_step": {step.name: round(spent[step.name], 2) for step in self.steps},
+            "bytes_per_second": round(bytes_in / max(seconds, 1e-9)),
         }  # fmt: skip
 
-    def _counted(self, records: Iterable[Record], total: int | None) -> Iterator[Record]:
-        for record in records:
-            self.tally.rows_in += 1
-            self.tally.bytes_in += size_of(record)
-            self.progress(self.tally.rows_in, total)
-            yield record
 
-    def _map(self, steps: list[Step], records: Iterable[Record], folder: Path, rejects: Rejects) -> Iterator[Record]:
-        stream = iter(records)
-        for number in range(10**9):
-            some = list(islice(stream, CHUNK))
-            if not some:
-                return
-            chunk = folder / f"{number:06d}"
-            if (chunk / _DONE).is_file():  # an earlier attempt came so far
-                notes = json.loads((chunk / _DONE).read_text(encoding="utf-8"))
-                passed: Iterable[Record] = read(chunk, self.kind)
-            else:
-                passed, notes = self._make_chunk(steps, some, chunk)
-            self.tally.notes.update(notes["counts"])
-            for row in notes["rejected"]:
-                rejects.add(*row)
-            yield from passed
-
-    def _make_chunk(self, steps: list[Step], records: list[Record], chunk: Path) -> tuple[list[Record], dict[str, Any]]:
-        """Run the steps over some records and leave the result in `chunk`, which appears whole or not at all."""
-        counts: Counter[str] = Counter()
-        passed, rejected = [], []
-        for record in records:
-            result = self._through(steps, record, counts)
-            if isinstance(result, tuple):
-                rejected.append(result)
-            else:
-                passed.append(result)
-        notes = {"counts": counts, "rejected": rejected}
-        making = chunk.with_name(f".{chunk.name}")
-        shutil.rmtree(making, ignore_errors=True)
-        with ShardWriter(making, self.kind) as writer:
-            for record in passed:
-                writer.write(record)
-        (making / _DONE).write_text(json.dumps(notes, sort_keys=True), encoding="utf-8")
-        shutil.rmtree(chunk, ignore_errors=True)
-        making.rename(chunk)
-        return passed, notes
-
-    def _through(self, steps: list[Step], record: Record, counts: Counter[str]) -> Record | tuple[str, ...]:
-        """The record behind the last step, or the row of `Rejects` it became."""
-        for step in steps:
-            started = time.perf_counter()
-            result = step(record, counts)
-            self.tally.seconds[step.name] += time.perf_counter() - started
-            if isinstance(result, Rejected):
-                return (step.name, *_rejection(result, record))
-            record = result
-        return record
-
-    def _decide(self, step: CorpusStep, records: Iterable[Record], rejects: Rejects) -> list[Record]:
-        kept = list(records)
-        started = time.perf_counter()
-        refused = step.decide(kept)
-        self.tally.seconds[step.name] += time.perf_counter() - started
-        for index in sorted(refused):
-            rejects.add(step.name, *_rejection(refused[index], kept[index]))
-        return [record for index, record in enumerate(kept) if index not in refused]
+def cut(steps: Sequence[Step]) -> list[tuple[list[Step], CorpusStep | None]]:
+    """The passes: the steps of each that look at one chunk, and the corpus step that ends it (None at the end)."""
+    passes: list[tuple[list[Step], CorpusStep | None]] = []
+    group: list[Step] = []
+    for step in steps:
+        if isinstance(step, CorpusStep):
+            passes.append((group, step))
+            group = []
+        else:
+            group.append(step)
+    return [*passes, (group, None)]
 
 
-def _rejection(rejected: Rejected, record: Record) -> tuple[str, str, str, str]:
-    """Reason, value, the row as JSON, and its id."""
-    return rejected.reason, rejected.value, json.dumps(to_row(record), ensure_ascii=False), record.id
+def chunks_of(data: Artifact) -> list[Rows]:
+    """The row groups of all shards, in order; empty ones are left out."""
+    import pyarrow.parquet as pq
+
+    chunks = []
+    for shard in shards_of(data):
+        metadata = pq.read_metadata(shard)
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        chunks += [Rows(shard, group, size) for group, size in enumerate(sizes) if size]
+    return chunks
+
+
+def _sketches(parts: list[Path], sizes: list[int], scratch: Path) -> Sketches:
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return Sketches([part / SKETCH for part in parts], starts, sum(sizes), scratch)
+
+
+def _forget_rows(rows: list[Rows]) -> None:
+    """What the next pass has taken over is not needed a second time."""
+    for part in rows:
+        if part.group < 0:
+            part.file.unlink(missing_ok=True)

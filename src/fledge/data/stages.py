@@ -50,7 +50,7 @@ class Collect(Stage, use="data.collect", version=1):
         )
 
 
-class Refine(Stage, use="data.refine", version=1):
+class Refine(Stage, use="data.refine", version=2):
     """Cleaning: a list of steps, in order. Every row refused is kept with the step, the reason and the value."""
 
     same_kind_as: ClassVar[str] = "data"
@@ -60,16 +60,18 @@ class Refine(Stage, use="data.refine", version=1):
         default_factory=lambda: [read_step(name) for name in DEFAULT],
         description=f"names of steps, or {{name: {{option: value}}}}; by default {', '.join(DEFAULT)}",
     )
+    against: list[Ref[Records]] = Field(
+        default_factory=list, description="corpora that came before: what they hold is a duplicate here"
+    )
 
     def run(self, job: Job) -> Records:
         from fledge.data.refine import Refinery
         from fledge.records.shards import kind_in
 
-        data = job.open(self.data)
-        refinery = Refinery(data, kind_in(data), self.steps, job.work, job.events.progress)
-        metrics = refinery.run(job.out)
+        kind = kind_in(job.open(self.data))
+        metrics = Refinery(job, kind, self.steps).run(job.open(self.data), [job.open(ref) for ref in self.against])
         job.events.metric("rate/data.refine", metrics["bytes_per_second"])
-        return _records(kind_in(data), job.out, metrics)
+        return _records(kind, job.out, metrics)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         size = sizes.get(self.data.text) or Size(1e4, 1e7)

@@ -61,6 +61,17 @@ class Rejects:
         self._parts.add(dict(zip(COLUMNS, map(_printable, fields), strict=True)), sum(map(len, fields)))
         self._reasons[step, reason] += 1
 
+    def take_from(self, folder: Path) -> None:
+        """Keep, behind what is kept, all rows that were set aside in another folder."""
+        import pyarrow.parquet as pq
+
+        for file in sorted((folder / REJECTED).glob("part-*.parquet")):
+            with pq.ParquetFile(file) as part:
+                for group in range(part.num_row_groups):
+                    rows = part.read_row_group(group)
+                    self._parts.add_table(rows)
+                    self._reasons.update(zip(rows["step"].to_pylist(), rows["reason"].to_pylist(), strict=True))
+
     @property
     def counts(self) -> dict[str, int]:
         """Rejected rows by step."""

@@ -38,6 +38,7 @@ class Parts:
         self._in_part = 0
         self._group: list[dict[str, Any]] = []
         self._characters = 0
+        self._tables: list[pa.Table] = []
         self._file: Any = None
 
     def add(self, row: dict[str, Any], characters: int) -> None:
@@ -51,24 +52,53 @@ class Parts:
         if full:
             self._end_part()
 
+    def add_table(self, table: pa.Table) -> None:
+        """Append rows that are a table already. Row groups and parts end where they would end row by row, but for
+        groups of long texts, which end at the next table's end."""
+        if self._group:
+            self._flush()
+        self._tables.append(table.select(self.columns.names).cast(self.columns))
+        self.rows += table.num_rows
+        self._flush_tables(all_of_them=sum(t.nbytes for t in self._tables) >= _GROUP_CHARACTERS)
+
     def close(self, even_if_empty: bool = True) -> None:
         """Write what is left. An empty table still gets one file, so that the folder can be read."""
+        self._flush_tables(all_of_them=True)
         if self._group or (even_if_empty and not self.rows):
             self._flush()
         self._end_part()
 
     def _flush(self) -> None:
         import pyarrow as pa
+
+        self._write(pa.Table.from_pylist(self._group, schema=self.columns))
+        self._group, self._characters = [], 0
+
+    def _flush_tables(self, all_of_them: bool) -> None:
+        import pyarrow as pa
+
+        waiting = sum(table.num_rows for table in self._tables)
+        if not waiting or (waiting < _GROUP_ROWS and not all_of_them):
+            return
+        rows = pa.concat_tables(self._tables)
+        while rows.num_rows >= _GROUP_ROWS or (all_of_them and rows.num_rows):
+            size = min(_GROUP_ROWS, rows.num_rows, self.rows_per_part - self._in_part)
+            self._write(rows.slice(0, size))
+            rows = rows.slice(size)
+            if self._in_part >= self.rows_per_part:
+                self._end_part()
+        self._tables = [rows] if rows.num_rows else []
+
+    def _write(self, group: pa.Table) -> None:
         import pyarrow.parquet as pq
 
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"part-{self._part:05d}.parquet"
             self._file = pq.ParquetWriter(self.folder / name, self.columns, compression="zstd", compression_level=3)
-        if self._group:
-            self._file.write_table(pa.Table.from_pylist(self._group, schema=self.columns))
-        self._in_part += len(self._group)
-        self._group, self._characters = [], 0
+        if group.num_rows:
+            self._file.write_table(group)
+        self._in_part += group.num_rows
 
     def _end_part(self) -> None:
         if self._file is not None:
@@ -96,6 +126,10 @@ class ShardWriter:
             raise TypeError(f"a {type(record).__name__} does not belong among {self.kind}")
         row = to_row(record)
         self._parts.add(row, _characters(row))
+
+    def write_table(self, rows: pa.Table) -> None:
+        """Append rows that are a table with the columns of `schema(kind)` already."""
+        self._parts.add_table(rows)
 
     def close(self) -> None:
         """Finish the last shard."""

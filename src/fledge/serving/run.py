@@ -49,6 +49,9 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        # From here on the system accepts connections and holds them until the model is loaded: whoever reads the
+        # announced address can use it at once.
+        listening.listen(2048)
     except OSError as error:
         listening.close()
         problem = Problem(

@@ -2,7 +2,8 @@
 
     steps: [normalize, {language: {allowed: [en, zh]}}, quality, exact_dedup, minhash, pii]
 
-Plug-ins add steps by subclassing `Step` or `CorpusStep` in a module of the entry-point group `fledge.stages`.
+Plug-ins add steps by subclassing one of the shapes in `steps.base`, in a module of the entry-point group
+`fledge.stages`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
 from fledge.core.errors import did_you_mean
-from fledge.data.steps.base import CorpusStep, Rejected, Step
+from fledge.data.steps.base import CorpusStep, Filter, RecordStep, Refused, Rejected, Sketches, Step
 from fledge.data.steps.duplicates import ExactDedup, NearDedup
 from fledge.data.steps.language import Language
 from fledge.data.steps.normalize import Normalize
@@ -23,13 +24,19 @@ __all__ = [
     "PII",
     "CorpusStep",
     "ExactDedup",
+    "Filter",
     "Language",
     "NearDedup",
     "Normalize",
     "Quality",
+    "RecordStep",
+    "Refused",
     "Rejected",
+    "Sketches",
     "Step",
     "all_steps",
+    "read_step",
+    "write_step",
 ]
 
 DEFAULT = ("normalize", "language", "quality", "exact_dedup", "minhash", "pii")

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from fledge.data.steps.base import CorpusStep, Rejected
-from fledge.data.texts import text_of, units
-from fledge.records.kinds import Labelled, Record
+from fledge.data.chunk import Chunk
+from fledge.data.steps.base import CorpusStep, Sketches
+from fledge.data.texts import units
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class ExactDedup(CorpusStep, name="exact_dedup"):
     """Texts that differ in nothing but case, white space, punctuation and width are one; the longest stays, of
     equally long ones that with the smallest id. The same text under two labels is two."""
 
-    def decide(self, records: Iterable[Record]) -> dict[int, Rejected]:
-        keys: list[bytes] = []
-        best: dict[bytes, tuple[int, str, int]] = {}  # key → (-length, id, position) of the one that stays
-        for index, record in enumerate(records):
-            text = text_of(record)
-            keys.append(_key(record, text))
-            rank = (-len(text), record.id, index)
-            best[keys[-1]] = min(best.get(keys[-1], rank), rank)
-        return {i: Rejected("same text", best[key][1]) for i, key in enumerate(keys) if best[key][2] != i}
+    def sketch(self, chunk: Chunk) -> pa.Table:
+        import pyarrow as pa
+
+        labels = chunk.rows["label"].to_pylist() if chunk.kind == "labelled" else [""] * len(chunk)
+        keys = [
+            _key(text, words, label)
+            for text, words, label in zip(chunk.texts, chunk.of_each(units), labels, strict=True)
+        ]
+        return pa.table(
+            {
+                "row": pa.array(range(len(chunk)), pa.int64()),
+                "key": pa.array(keys, pa.binary(16)),
+                "length": pa.array(map(len, chunk.texts), pa.int64()),
+                "id": pa.array(chunk.ids, pa.string()),
+            }
+        )
+
+    def decide(self, sketches: Sketches, earlier: list[Sketches]) -> pa.Table:
+        before = {key for corpus in earlier for table in corpus.tables(["key"]) for key in table["key"].to_pylist()}
+        best: dict[bytes, tuple[int, str, int]] = {}  # key → (-length, id, row) of the one that stays
+        lines = [line for table in sketches.tables() for line in table.to_pylist()]
+        for line in lines:
+            rank = (-line["length"], line["id"], line["row"])
+            best[line["key"]] = min(best.get(line["key"], rank), rank)
+        verdicts = []
+        for line in lines:
+            if line["key"] in before:
+                verdicts.append((line["row"], "same text as in an earlier corpus", ""))
+            elif best[line["key"]][2] != line["row"]:
+                verdicts.append((line["row"], "same text", best[line["key"]][1]))
+        return verdict_table(verdicts)
 
 
 class NearDedup(CorpusStep, name="minhash"):
@@ -36,31 +61,55 @@ class NearDedup(CorpusStep, name="minhash"):
     rows: int = Field(8, ge=1, description="hashes in a band")
     threshold: float = Field(0.7, ge=0, le=1, description="share of the signature in which two texts must agree")
 
-    def decide(self, records: Iterable[Record]) -> dict[int, Rejected]:
+    def sketch(self, chunk: Chunk) -> pa.Table:
+        import pyarrow as pa
+
+        from fledge.data.near_duplicates import MinHash
+
+        minhash, width = MinHash(self.ngram, self.bands, self.rows), 4 * self.bands * self.rows
+        signatures = [minhash.signature(text) for text in chunk.texts]
+        rows = [row for row, signature in enumerate(signatures) if signature is not None]
+        return pa.table(
+            {
+                "row": pa.array(rows, pa.int64()),
+                "signature": pa.array([s.tobytes() for s in signatures if s is not None], pa.binary(width)),
+                "length": pa.array([len(chunk.texts[row]) for row in rows], pa.int64()),
+                "id": pa.array([chunk.ids[row] for row in rows], pa.string()),
+            }
+        )
+
+    def decide(self, sketches: Sketches, earlier: list[Sketches]) -> pa.Table:
         import numpy as np
 
         from fledge.data.near_duplicates import MinHash, clusters, ranking
 
+        lines = [line for table in sketches.tables() for line in table.to_pylist()]
+        if not lines:
+            return verdict_table([])
+        signatures = np.stack([np.frombuffer(line["signature"], dtype=np.uint32) for line in lines])
         minhash = MinHash(self.ngram, self.bands, self.rows)
-        positions, signatures, keys = [], [], []
-        for index, record in enumerate(records):
-            text = text_of(record)
-            signature = minhash.signature(text)
-            if signature is not None:
-                positions.append(index)
-                signatures.append(signature)
-                keys.append((len(text), record.id))
-        if not positions:
-            return {}
-        leaders = clusters(minhash, np.stack(signatures), ranking(keys), self.threshold)
-        return {
-            positions[i]: Rejected("nearly the same text", keys[leader][1])
-            for i, leader in enumerate(leaders.tolist())
-            if leader != i
-        }
+        leaders = clusters(
+            minhash, signatures, ranking([(line["length"], line["id"]) for line in lines]), self.threshold
+        )
+        return verdict_table(
+            [
+                (lines[i]["row"], "nearly the same text", lines[leader]["id"])
+                for i, leader in enumerate(leaders.tolist())
+                if leader != i
+            ]
+        )
 
 
-def _key(record: Record, text: str) -> bytes:
-    normal = " ".join(units(text)) or text
-    label = record.label if isinstance(record, Labelled) else ""
+def verdict_table(verdicts: list[tuple[int, str, str]]) -> pa.Table:
+    """(row, reason, value) as what `CorpusStep.apply` reads, sorted by row."""
+    import pyarrow as pa
+
+    columns = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("value", pa.string())])
+    return pa.Table.from_pylist(
+        [dict(zip(columns.names, verdict, strict=True)) for verdict in sorted(verdicts)], columns
+    )
+
+
+def _key(text: str, words: list[str], label: str) -> bytes:
+    normal = " ".join(words) or text
     return blake2b(f"{normal}\x1f{label}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

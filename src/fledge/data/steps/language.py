@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from pydantic import Field
 
+from fledge.data.chunk import Chunk
 from fledge.data.language import language_of
-from fledge.data.steps.base import Rejected, Step
-from fledge.data.texts import text_of
-from fledge.records.kinds import Record
+from fledge.data.steps.base import Refused, Rejected, Step
 
 
 class Language(Step, name="language"):
@@ -18,8 +16,11 @@ class Language(Step, name="language"):
 
     allowed: tuple[str, ...] = Field((), description="ISO 639-1 codes to keep; empty keeps all")
 
-    def __call__(self, record: Record, counts: Counter[str]) -> Record | Rejected:
-        language = language_of(text_of(record), record.language)
-        if self.allowed and language not in self.allowed:
-            return Rejected("language not asked for", language or "none")
-        return record if language == record.language else replace(record, language=language)
+    def __call__(self, chunk: Chunk, counts: Counter[str]) -> tuple[Chunk, Refused]:
+        languages = list(map(language_of, chunk.texts, chunk.languages))
+        if languages != chunk.languages:
+            chunk = chunk.with_column("language", languages)
+        if not self.allowed:
+            return chunk, {}
+        wrong = {row: language for row, language in enumerate(languages) if language not in self.allowed}
+        return chunk, {row: Rejected("language not asked for", language or "none") for row, language in wrong.items()}

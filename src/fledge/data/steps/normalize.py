@@ -6,9 +6,8 @@ import re
 import unicodedata
 from collections import Counter
 
-from fledge.data.steps.base import Rejected, Step
-from fledge.data.texts import letters, map_texts, text_of
-from fledge.records.kinds import Record
+from fledge.data.chunk import Chunk
+from fledge.data.steps.base import Refused, Rejected, Step
 
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\u200b\u2060\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
 _TRAILING = re.compile(r"[ \t]+(?=\n|$)")
@@ -46,10 +45,8 @@ def _line_ends(text: str) -> str:
 class Normalize(Step, name="normalize"):
     """Repairs encoding and white space of every text; a record left without a letter or digit is refused."""
 
-    def __call__(self, record: Record, counts: Counter[str]) -> Record | Rejected:
-        changed = map_texts(record, normalize)
-        counts["normalize/changed"] += changed is not record
-        text = text_of(changed)
-        if not letters(text) and not any(c.isdigit() for c in text):
-            return Rejected("no letter and no digit", text[:40])
-        return changed
+    def __call__(self, chunk: Chunk, counts: Counter[str]) -> tuple[Chunk, Refused]:
+        changed = chunk.map_texts(lambda text, language: normalize(text))
+        counts["normalize/changed"] += sum(map(str.__ne__, changed.texts, chunk.texts))
+        empty = {row for row, text in enumerate(changed.texts) if not any(map(str.isalnum, text))}
+        return changed, {row: Rejected("no letter and no digit", changed.texts[row][:40]) for row in empty}

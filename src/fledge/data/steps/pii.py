@@ -7,10 +7,9 @@ from collections import Counter
 from pydantic import Field, field_validator
 
 from fledge.core.errors import did_you_mean
+from fledge.data.chunk import Chunk
 from fledge.data.pii import KINDS, mask
-from fledge.data.steps.base import Rejected, Step
-from fledge.data.texts import map_texts
-from fledge.records.kinds import Record
+from fledge.data.steps.base import Refused, Step
 
 
 class PII(Step, name="pii"):
@@ -27,9 +26,9 @@ class PII(Step, name="pii"):
                 raise ValueError(f'"{kind}" is not one of {", ".join(KINDS)} {did_you_mean(kind, KINDS)}'.rstrip())
         return kinds
 
-    def __call__(self, record: Record, counts: Counter[str]) -> Record | Rejected:
+    def __call__(self, chunk: Chunk, counts: Counter[str]) -> tuple[Chunk, Refused]:
         found: Counter[str] = Counter()
-        masked = map_texts(record, lambda text: mask(text, record.language, found, self.kinds), everywhere=True)
+        masked = chunk.map_texts(lambda text, language: mask(text, language, found, self.kinds), everywhere=True)
         for kind, times in found.items():
             counts[f"pii/{kind}"] += times
-        return masked
+        return masked, {}

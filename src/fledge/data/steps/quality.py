@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from fledge.core.errors import did_you_mean
 from fledge.data.quality import RULES, broken_rule
-from fledge.data.steps.base import Rejected, Step
+from fledge.data.steps.base import RecordStep, Rejected
 from fledge.data.texts import letters, text_of
 from fledge.records.kinds import Conversation, Document, Message, Preference, Prompt, Rating, Record, texts
 
@@ -17,7 +17,7 @@ CHAT_RULES = ("empty_text", "no_answer", "repeated_turns", "letters", "one_chara
 _RUN = re.compile(r"(\S)\1{59,}")
 
 
-class Quality(Step, name="quality"):
+class Quality(RecordStep, name="quality"):
     """Documents: Gopher, C4 and FineWeb (`data.quality`). Conversations and the rest are short by nature: they are
     refused when a turn is empty, nobody answers, half the turns or more repeat another, or letters are rare."""
 
@@ -32,7 +32,7 @@ class Quality(Step, name="quality"):
                 raise ValueError(f'there is no rule "{rule}" {did_you_mean(rule, (*RULES, *CHAT_RULES))}'.rstrip())
         return skip
 
-    def __call__(self, record: Record, counts: Counter[str]) -> Record | Rejected:
+    def look(self, record: Record, counts: Counter[str]) -> Record | Rejected:
         if isinstance(record, Document):
             broken = broken_rule(record.text, record.language, frozenset(self.skip), self.min_units)
             return Rejected(*broken) if broken else record
