@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from fledge.core.errors import FledgeError, Problem, missing_extra
 from fledge.core.language import t
+from fledge.core.machine import cores
 from fledge.core.stage import Execution
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ TRIES = 3
 
 def workers_for(execution: Execution, pieces: int) -> int:
     """How many processes: what was asked for or every core, but no more than there are pieces."""
-    return max(1, min(execution.workers or len(os.sched_getaffinity(0)), pieces))
+    return max(1, min(execution.workers or cores(), pieces))
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], execution: Execution) -> Iterator[R]:
