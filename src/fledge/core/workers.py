@@ -9,12 +9,13 @@ it had: they are tried again, twice, in new processes. Workers end with their pa
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fledge.core.errors import FledgeError, Problem, missing_extra
 from fledge.core.language import t
@@ -86,7 +87,7 @@ def _as_completed(
 def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """On the cluster that RAY_ADDRESS names, or on one started here and ended afterwards."""
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError:
         raise missing_extra("ray", "ray") from None
     ours = not ray.is_initialized()
