@@ -86,14 +86,14 @@ def _shards(source: Artifact | Path) -> list[Path]:
 def _tables(frame: Any, folder: Path) -> Iterator[pa.Table]:
     import pyarrow as pa
 
-    if hasattr(frame, "__arrow_c_stream__"):
-        for batch in pa.RecordBatchReader.from_stream(frame):
-            yield pa.Table.from_batches([batch])
+    if hasattr(frame, "sparkSession"):  # it has Arrow's interface too, which would gather all rows in the driver
+        yield from _from_spark(frame, folder.with_name(f".{folder.name}.spark"))
     elif hasattr(frame, "to_delayed"):  # Dask
         for partition in frame.to_delayed():
             yield pa.Table.from_pandas(partition.compute(), preserve_index=False)
-    elif hasattr(frame, "write") and hasattr(frame, "sparkSession"):
-        yield from _from_spark(frame, folder.with_name(f".{folder.name}.spark"))
+    elif hasattr(frame, "__arrow_c_stream__"):
+        for batch in pa.RecordBatchReader.from_stream(frame):
+            yield pa.Table.from_batches([batch])
     else:
         raise FledgeError(
             Problem(
