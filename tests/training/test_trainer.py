@@ -79,12 +79,12 @@ def test_several_terms_are_each_divided_by_their_own_weight(events: Emitter) -> 
         def weights(self, batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
             return {**super().weights(batch), "rows": float(len(batch["labels"]))}
 
-        def loss(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> dict[str, Term]:
-            own = self.weights(batch)
+        def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, Term]:
+            own, (total, _) = self.weights(batch), outputs
             return {
-                "nll": Term(outputs, own["nll"]),
-                "rows": Term(outputs * 2, own["rows"], coefficient=0.5),
-                "watched": Term(outputs.detach() * 0 + 3 * own["rows"], own["rows"], coefficient=0.0),
+                "nll": Term(total, own["nll"]),
+                "rows": Term(total * 2, own["rows"], coefficient=0.5),
+                "watched": Term(total.detach() * 0 + 3 * own["rows"], own["rows"], coefficient=0.0),
             }
 
     model, batch = tiny().train(), as_batch(Packed(uneven=True).batch(0))
@@ -191,11 +191,13 @@ class Spoiled(CausalLM):
     """Gives NaN for some of the batches, told by their first token."""
 
     def __init__(self, bad: set[int]) -> None:
+        super().__init__()
         self.calls, self.bad = -1, bad
 
-    def loss(self, outputs: torch.Tensor, batch: Any) -> dict[str, Term]:
+    def loss(self, outputs: Any, batch: Any) -> dict[str, Term]:
         self.calls += 1
-        return {"nll": Term(outputs * float("nan") if self.calls in self.bad else outputs, self.weights(batch)["nll"])}
+        total = outputs[0] * (float("nan") if self.calls in self.bad else 1)
+        return {"nll": Term(total, self.weights(batch)["nll"])}
 
 
 def test_a_step_without_a_finite_gradient_is_skipped(events: Emitter, heard: list[Event]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fledge.data.packing import encode_plain
-from fledge.training.likelihood import IGNORED, hidden_states, output_weight, shifted, token_logprobs
+from fledge.training.likelihood import IGNORED, head_of, hidden_states, shifted, token_logprobs
 
 TOKENS_AT_ONCE = 8192
 
@@ -107,7 +107,7 @@ def _nll(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], dtype:
             del order[-len(taken) :]
             batch = {name: tensor.to(model.device) for name, tensor in _padded(taken, longest).items()}
             hidden = hidden_states(model, batch)
-            yield -float(token_logprobs(hidden, output_weight(model), shifted(batch["labels"])).double().sum())
+            yield -float(token_logprobs(hidden, head_of(model), shifted(batch["labels"])).double().sum())
     model.train(was_training)
 
 

@@ -7,6 +7,7 @@ the forward pass (bf16 products under autocast, fp32 sums), and rows without a l
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,34 +27,83 @@ def rows_per_chunk(vocab_size: int) -> int:
     return max(32, CHUNK // vocab_size)
 
 
+@dataclass(frozen=True)
+class Head:
+    """An output layer: logits = cap(scale · (h Wᵀ + b)) with cap(x) = softcap · tanh(x / softcap), 0 for none.
+
+    `weight` (V, D), `bias` (V,) or None. The scale is Cohere's and Granite's, the cap Gemma 2's.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, exact: torch.dtype) -> Tensor:
+        """(n, V) in `exact`, from hidden states (n, D) and the weights in the format of the products."""
+        logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
+        logits = logits.to(exact)
+        if self.scale != 1:
+            logits = logits.mul_(self.scale)
+        return logits.div_(self.softcap).tanh_().mul_(self.softcap) if self.softcap else logits
+
+    def without_cap(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """The gradient of h Wᵀ + b from that of the logits, in place."""
+        if self.softcap:  # d/dx c·tanh(x/c) = 1 − (logits/c)²
+            gradient.mul_(logits.div(self.softcap).square_().neg_().add_(1))
+        return gradient.mul_(self.scale) if self.scale != 1 else gradient
+
+
 class _WeightedNLL(torch.autograd.Function):
-    """Σᵢ wᵢ · −log softmax(hᵢ Wᵀ)[yᵢ]. The gradients are made on the way forward, while a chunk's logits are there."""
+    """Σᵢ wᵢ · (−log pᵢ[yᵢ] + z · log² Zᵢ), and Σᵢ wᵢ · −log pᵢ[yᵢ] beside it, pᵢ = softmax(logitsᵢ).
+
+    The gradients are made on the way forward, while a chunk's logits are there.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        weights: Tensor,
+        head: Head,
+        z_loss: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
         size = rows_per_chunk(weight.shape[0])
-        w = weight.to(dtype)
-        total = torch.zeros((), dtype=torch.float32 if dtype != torch.float64 else dtype, device=hidden.device)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+        exact = torch.float32 if dtype != torch.float64 else dtype
+        nll, squares = torch.zeros((), dtype=exact, device=hidden.device), torch.zeros((), dtype=exact)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=total.dtype) if wants_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_bias else None
         for start in range(0, len(labels), size):
             rows = slice(start, start + size)
             h = hidden[rows].to(dtype)  # (n, D)
-            logits = (h @ w.T).to(total.dtype)  # (n, V)
+            logits = head.logits(h, w, b, exact)  # (n, V)
+            capped = logits.clone() if head.softcap else logits
             target = labels[rows, None]
             largest = logits.amax(dim=-1, keepdim=True)  # (n, 1)
             picked = logits.gather(1, target) - largest
             exponentials = logits.sub_(largest).exp_()  # in place: the logits are not needed again
             normaliser = exponentials.sum(dim=-1, keepdim=True)
             scale = weights[rows, None]
-            total += (scale * (normaliser.log() - picked)).sum()
-            if grad_hidden is None and grad_weight is None:
+            nll += (scale * (normaliser.log() - picked)).sum()
+            probability_scale = scale
+            if z_loss:
+                log_z = normaliser.log() + largest
+                squares = squares + (scale * log_z.square()).sum()
+                probability_scale = scale * (1 + 2 * z_loss * log_z)
+            if grad_hidden is None and grad_weight is None and grad_bias is None:
                 continue
-            gradient = exponentials.mul_(scale / normaliser)  # of the logits: w · (softmax − one-hot)
+            gradient = exponentials.mul_(probability_scale / normaliser)  # of the logits: w · (softmax − one-hot)
             gradient.scatter_add_(1, target, -scale)
+            gradient = head.without_cap(gradient, capped)
+            if grad_bias is not None:
+                grad_bias += gradient.sum(dim=0)
             gradient = gradient.to(dtype)
             if grad_hidden is not None:
                 torch.mm(gradient, w, out=grad_hidden[rows])
@@ -62,40 +112,48 @@ class _WeightedNLL(torch.autograd.Function):
         ctx.gradients = (
             None if grad_hidden is None else grad_hidden.to(hidden.dtype),
             None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
-        return total
+        ctx.mark_non_differentiable(nll)
+        return nll + z_loss * squares.to(nll.device), nll
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_hidden, grad_weight = ctx.gradients
-        scaled = [None if g is None else g * upstream.to(g.dtype) for g in (grad_hidden, grad_weight)]
-        return (*scaled, None, None, None)
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        scaled = [None if g is None else g * upstream.to(g.dtype) for g in ctx.gradients]
+        return (*scaled, None, None, None, None, None)
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(hᵢ Wᵀ)[yᵢ] a row. The gradient of a row is known only later: its logits are made a second time."""
+    """log softmax(logitsᵢ)[yᵢ] a row. The gradient of a row is known only later: its logits are made a second time."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(hidden, weight, labels)
-        ctx.dtype = dtype
-        w, size = weight.to(dtype), rows_per_chunk(weight.shape[0])
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: Head, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, labels)
+        ctx.head, ctx.dtype = head, dtype
+        size = rows_per_chunk(weight.shape[0])
+        w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
         exact = torch.float32 if dtype != torch.float64 else dtype
         found = []
         for start in range(0, len(labels), size):
             rows = slice(start, start + size)
-            logits = (hidden[rows].to(dtype) @ w.T).to(exact)
+            logits = head.logits(hidden[rows].to(dtype), w, b, exact)
             found.append(logits.gather(1, labels[rows, None]).squeeze(1) - torch.logsumexp(logits, dim=-1))
         return torch.cat(found) if found else hidden.new_zeros(0, dtype=exact)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, labels = ctx.saved_tensors
+        hidden, weight, bias, labels = ctx.saved_tensors
         with torch.enable_grad():
-            h = hidden.detach().requires_grad_(ctx.needs_input_grad[0])
-            w = weight.detach().requires_grad_(ctx.needs_input_grad[1])
-            _WeightedNLL.apply(h, w, labels, -upstream, ctx.dtype).backward()
-        return h.grad, w.grad, None, None
+            h, w, b = (
+                None if value is None else value.detach().requires_grad_(needed)
+                for value, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+            )
+            assert h is not None and w is not None
+            loss, _ = _WeightedNLL.apply(h, w, b, labels, -upstream, ctx.head, 0.0, ctx.dtype)
+            loss.backward()
+        return h.grad, w.grad, None if b is None else b.grad, None, None, None
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -104,10 +162,13 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def weighted_nll(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Σ w · −log p(label) in nats, a scalar.
+def weighted_nll(
+    hidden: Tensor, head: Head, labels: Tensor, weights: Tensor | None = None, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Σ w · (−log p(label) + z_loss · log² Z) in nats, and Σ w · −log p(label) without gradient; scalars.
 
-    hidden (…, D), weight (V, D) of the output layer, labels (…) with −100 where there is none, weights (…) or 1.
+    hidden (…, D), labels (…) with −100 where there is none, weights (…) or 1. Z is the softmax's normaliser, which
+    the second part holds near 1 (PaLM, Chowdhery et al., 2022, section 5; 1e-4 there).
     """
     kept = labels != IGNORED
     rows, targets = hidden[kept], labels[kept]
@@ -115,16 +176,18 @@ def weighted_nll(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor
     scale = torch.ones_like(targets, dtype=exact) if weights is None else weights[kept].to(exact)
     dtype = compute_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        result: Tensor = _WeightedNLL.apply(rows, weight, targets, scale, dtype)
+        result: tuple[Tensor, Tensor] = _WeightedNLL.apply(
+            rows, head.weight, head.bias, targets, scale, head, z_loss, dtype
+        )
     return result
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """log p(label) in nats for every position, 0 where there is no label: (…), from hidden (…, D) and weight (V, D)."""
+def token_logprobs(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    """log p(label) in nats for every position, 0 where there is no label: (…), from hidden (…, D)."""
     kept = labels != IGNORED
     dtype = compute_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        found: Tensor = _TokenLogProbs.apply(hidden[kept], weight, labels[kept], dtype)
+        found: Tensor = _TokenLogProbs.apply(hidden[kept], head.weight, head.bias, labels[kept], head, dtype)
     return torch.zeros(labels.shape, dtype=found.dtype, device=found.device).masked_scatter(kept, found)
 
 
@@ -164,11 +227,11 @@ def decoder_of(model: Any) -> nn.Module:
     return body
 
 
-def output_weight(model: Any) -> Tensor:
-    """The output layer's weight (V, D). Raises FledgeError for heads that do more than one product."""
-    head = model.get_output_embeddings()
+def head_of(model: Any) -> Head:
+    """The output layer as its numbers. Raises FledgeError for one that is not a linear layer."""
+    layer = model.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        raise FledgeError(Problem(t("the output layer of this model is not linear"), found=type(layer).__name__))
     config = model.config.get_text_config()
-    extras = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    if type(head) is not nn.Linear or head.bias is not None or any(getattr(config, name, None) for name in extras):
-        raise FledgeError(Problem(t("the output layer of this model is more than a matrix"), found=type(head).__name__))
-    return head.weight
+    scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
+    return Head(layer.weight, layer.bias, scale, float(getattr(config, "final_logit_softcapping", None) or 0))

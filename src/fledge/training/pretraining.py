@@ -49,7 +49,7 @@ def pretrain(stage: Pretrain, job: Job) -> Model:
     layers = compile_layers(model, home() / "cache") if compiled else []
     source = PackedBatches(packed, stage.seq_len, settings.batch_size, job.rng_seed("order"))
     metrics |= Trainer(
-        CausalLM(), {"model": model}, source, settings, steps, job.rng_seed("steps"), job.events,
+        CausalLM(stage.z_loss), {"model": model}, source, settings, steps, job.rng_seed("steps"), job.events,
         job.work / "checkpoints", job.execution.micro_batch, ranks, device,
     ).fit()  # fmt: skip
     forget(layers)

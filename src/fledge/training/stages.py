@@ -63,6 +63,7 @@ class Pretrain(Stage, use="train.pretrain", version=1):
     train: PretrainSettings = Field(
         default_factory=PretrainSettings, description="optimiser, schedule, batch (epochs, steps, max_length unused)"
     )
+    z_loss: float = Field(0.0, ge=0, description="weight of log² of the softmax's normaliser (PaLM's is 1e-4)")
     held_out: dict[str, Ref[Records]] = Field(
         default_factory=dict, description="held-out text by language code, for bits per byte"
     )

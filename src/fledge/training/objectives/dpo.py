@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.training.likelihood import hidden_states, output_weight, shifted, token_logprobs
+from fledge.training.likelihood import head_of, hidden_states, shifted, token_logprobs
 from fledge.training.objective import Batch, Objective, Term, side
 
 
@@ -55,4 +55,4 @@ def pair_logprobs(model: Any, batch: Batch) -> Tensor:
 def answer_logprobs(model: Any, batch: Batch) -> Tensor:
     """Σ log p over the labelled tokens of every row: (B,)."""
     hidden = hidden_states(model, batch)
-    return token_logprobs(hidden, output_weight(model), shifted(batch["labels"])).sum(dim=-1)
+    return token_logprobs(hidden, head_of(model), shifted(batch["labels"])).sum(dim=-1)
