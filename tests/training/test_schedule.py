@@ -34,9 +34,11 @@ def test_values_by_hand() -> None:
     wsd = settings(schedule="wsd", warmup=0)
     assert [lr_factor(s, 10, wsd) for s in (0, 6, 7, 8, 9)] == [1.0, 1.0, 1.0, 0.5, 0.0]
     assert lr_factor(0, 1, settings(schedule="constant", warmup=0.03)) == 1.0
+    root = settings(schedule="inverse_sqrt", warmup=4, min_lr_ratio=0.25)
+    assert [lr_factor(s, 100, root) for s in (3, 15, 35, 99)] == [1.0, 0.5, 1 / 3, 0.25]
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
 def test_only_inner_matrices_are_decayed(name: str) -> None:
     model = tiny()
     optimizers = build_optimizers([model], settings(optimizer=name, weight_decay=0.1))

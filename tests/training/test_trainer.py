@@ -17,6 +17,7 @@ import torch
 
 from fledge.core.errors import FledgeError
 from fledge.core.events import Emitter, Event
+from fledge.training.loss_scale import FIRST, GROW_AFTER, LossScale
 from fledge.training.objective import Term, as_batch
 from fledge.training.objectives.causal_lm import CausalLM
 from fledge.training.trainer import Trainer
@@ -300,3 +301,56 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path, events: Emitter) -
     for name, parameter in model.named_parameters():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], parameter.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_long_peace() -> None:
+    scale = LossScale("float16")
+    assert scale.value == FIRST
+    assert scale.update(finite=False) and scale.value == FIRST / 2
+    for _ in range(GROW_AFTER - 1):
+        assert not scale.update(finite=True)
+    assert scale.value == FIRST / 2
+    scale.update(finite=True)
+    assert scale.value == FIRST
+    again = LossScale("float16", **{"value": scale.state()["loss_scale"], "whole_steps": 3})
+    assert (again.value, again.whole_steps) == (FIRST, 3)
+    small = LossScale("float16", 1.0)
+    assert not small.update(finite=False), "below the smallest scale it is no matter of the format"
+    full = LossScale("float32")
+    assert full.value == 1 and not full.update(finite=False) and full.value == 1
+    gradient = torch.tensor([FIRST, 2 * FIRST])
+    scale.unscale([gradient])
+    assert gradient.tolist() == [1, 2]
+
+
+def test_fp16_learns_as_fp32_does_and_an_overflow_costs_one_step(events: Emitter) -> None:
+    losses = {}
+    for dtype in ("float32", "float16"):
+        model = tiny()
+        losses[dtype] = trainer(model, events, steps=12, dtype=dtype).fit()["final_loss"]
+    assert losses["float16"] == pytest.approx(losses["float32"], rel=2e-3)
+
+    class Overflows(CausalLM):
+        """The third batch's loss is too large for fp16, whatever it is scaled by."""
+
+        calls = 0
+
+        def loss(self, outputs: Any, batch: Any) -> dict[str, Term]:
+            self.calls += 1
+            term = super().loss(outputs, batch)["nll"]
+            return {"nll": Term(term.sum * (float("inf") if self.calls == 3 else 1), term.weight)}
+
+    run = trainer(tiny(), events, steps=12, dtype="float16", objective=Overflows())
+    assert run.fit()["skipped_steps"] == 0, "what the format overflows is not counted against the run"
+
+
+def test_adafactor_learns_and_resumes(events: Emitter, tmp_path: Path) -> None:
+    whole = tiny()
+    first = trainer(whole, events, steps=8, optimizer="adafactor", lr=1e-2, folder=tmp_path / "a")
+    assert first.fit()["final_loss"] < 4.1
+    model = tiny()
+    half = trainer(model, events, steps=8, optimizer="adafactor", lr=1e-2, folder=tmp_path / "b", checkpoint_every=3)
+    half.fit()
+    resumed = tiny()
+    trainer(resumed, events, steps=8, optimizer="adafactor", lr=1e-2, folder=tmp_path / "b", checkpoint_every=3).fit()
+    assert weights(resumed) == weights(whole)

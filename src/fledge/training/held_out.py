@@ -100,7 +100,7 @@ def _nll(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], dtype:
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index][0]), index))
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.inference_mode(), torch.autocast(model.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
         while order:
             longest = len(rows[order[-1]][0])
             taken = [rows[index] for index in order[-max(1, TOKENS_AT_ONCE // longest) :]]

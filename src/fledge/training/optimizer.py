@@ -1,4 +1,4 @@
-"""Optimisers: AdamW (Loshchilov & Hutter, 2019), or Muon (Jordan, 2024) for the matrices inside the layers.
+"""Optimisers: AdamW (Loshchilov & Hutter, 2019), Muon (Jordan, 2024) for the matrices inside the layers, or Adafactor.
 
 Only matrices are decayed: not norms and biases, and not embeddings, whose rare rows would shrink without ever being
 used. Muon replaces a matrix's momentum by the nearest semi-orthogonal matrix; embeddings, the output layer, norms and
@@ -35,7 +35,9 @@ def build_optimizers(models: Iterable[nn.Module], settings: TrainSettings) -> li
     else:
         groups.append({"params": matrices, "weight_decay": settings.weight_decay})
     groups = [group for group in groups if group["params"]]
-    if groups:
+    if groups and settings.optimizer == "adafactor":
+        optimizers.append(torch.optim.Adafactor(groups, lr=settings.lr))
+    elif groups:
         options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "fused": True}
         optimizers.append(torch.optim.AdamW(groups, **options))
     for optimizer in optimizers:

@@ -17,7 +17,8 @@ def warmup_steps(settings: TrainSettings, total: int) -> int:
 def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
     """The share of the peak learning rate at `step` (from 0) of `total`.
 
-    The first step is never zero (it would be lost), the last reaches `min_lr_ratio`, and past the end nothing rises.
+    The first step is never zero (it would be lost), past the end nothing rises, and nothing falls below
+    `min_lr_ratio`, where all end but `constant` and `inverse_sqrt`.
     """
     warmup = warmup_steps(settings, total)
     if step < warmup:
@@ -31,6 +32,8 @@ def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
             return floor + (1 - floor) * (1 - progress)
         case "cosine":
             return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        case "inverse_sqrt":  # Vaswani et al., 2017, section 5.3
+            return max(floor, math.sqrt(max(1, warmup) / (step + 1)))
         case "wsd":
             left = (total - step - 1) / max(1.0, DECAY_SHARE * total)
             return floor + (1 - floor) * min(1.0, max(0.0, left))

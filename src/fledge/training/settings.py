@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from fledge.core.stage import Config
 from fledge.core.units import Count
 
+Schedule: TypeAlias = Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd"]
+SCHEDULES = "what follows the warm-up; wsd is constant, then a linear decay over the last fifth"
+Optimizer: TypeAlias = Literal["adamw", "muon", "adafactor"]
+OPTIMIZERS = (
+    "adamw; muon for the matrices inside the layers (Jordan, 2024) and adamw for the rest; or adafactor, whose state "
+    "is a row and a column for each matrix (Shazeer and Stern, 2018)"
+)
+
 
 class TrainSettings(Config):
     """Optimiser, schedule and batch. A stage has its own defaults; what a recipe leaves out keeps them."""
 
     lr: float = Field(3e-4, gt=0, description="peak learning rate (with muon: of embeddings, norms and biases)")
-    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
-        "cosine", description="what follows the warm-up; wsd is constant, then a linear decay over the last fifth"
-    )
+    schedule: Schedule = Field("cosine", description=SCHEDULES)
     warmup: float = Field(0.03, ge=0, description="warm-up: a share of all steps below 1, else a number of steps")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the schedule ends, as a share of the peak")
     batch_size: int = Field(32, gt=0, description="rows a step")
     epochs: float = Field(1.0, gt=0, description="how often to see the data")
     steps: Count | None = Field(None, gt=0, description="optimiser steps, instead of epochs")
     max_length: int = Field(512, gt=1, description="tokens a row; longer ones are cut at the end")
-    dtype: Literal["float32", "bfloat16"] = Field(
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="format of the arithmetic; the weights that are trained stay in float32"
     )
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="adamw, or muon for the matrices inside the layers (Jordan, 2024) and adamw for the rest"
-    )
+    optimizer: Optimizer = Field("adamw", description=OPTIMIZERS)
     muon_lr: float = Field(0.02, gt=0, description="peak learning rate of muon's matrices")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of AdamW's two moments")
     eps: float = Field(1e-8, gt=0, description="AdamW's ε")

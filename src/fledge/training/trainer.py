@@ -25,6 +25,7 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.events import Emitter
 from fledge.core.language import t
 from fledge.training.checkpoint import Checkpoints
+from fledge.training.loss_scale import LossScale
 from fledge.training.objective import Batch, BatchSource, Objective, as_batch, rows_of, take
 from fledge.training.optimizer import build_optimizers, clip, set_lr
 from fledge.training.ranks import Ranks
@@ -67,6 +68,7 @@ class Trainer:
         optimizers = build_optimizers(trained, self.settings)
         saver = _Saver(self, parameters, optimizers)
         progress = _Progress(self, saver.restore())
+        scale = progress.scale
         for name, model in self.models.items():
             model.train(self.objective.dropout and name in self.objective.trainable)
 
@@ -74,8 +76,9 @@ class Trainer:
             for step in range(progress.step, self.steps):
                 rate = set_lr(optimizers, lr_factor(step, self.steps, self.settings))
                 batch = as_batch(self.source.batch(step), self.device)
-                measured = self._accumulate(batch, step)
+                measured = self._accumulate(batch, step, scale.value)
                 self.ranks.sum(p.grad for p in parameters.values() if p.grad is not None)
+                scale.unscale(p.grad for p in parameters.values() if p.grad is not None)
                 norm = clip(parameters.values(), self.settings.grad_clip)
                 finite = math.isfinite(norm) and math.isfinite(measured["loss"])
                 if finite:
@@ -91,8 +94,9 @@ class Trainer:
             model.eval()
         return progress.summary()
 
-    def _accumulate(self, batch: Batch, step: int) -> dict[str, float]:
-        """Gradients of the whole batch, a micro-batch at a time; the terms' values over all rows and ranks."""
+    def _accumulate(self, batch: Batch, step: int, scale: float = 1.0) -> dict[str, float]:
+        """Gradients of the whole batch times `scale`, a micro-batch at a time; the terms' values over all rows and
+        ranks."""
         totals = self.objective.weights(batch)
         mine = take(batch, self.ranks.share(rows_of(batch)))
         size = self.micro_batch if self.micro_batch and self.objective.rows_independent else max(1, rows_of(mine))
@@ -104,7 +108,7 @@ class Trainer:
             with self._autocast():
                 terms = self.objective.loss(self.objective.forward(self.models, micro), micro)
             parts = [
-                term.sum * (term.coefficient / totals[name])
+                term.sum * (scale * term.coefficient / totals[name])
                 for name, term in terms.items()
                 if term.coefficient and totals[name]
             ]
@@ -130,9 +134,9 @@ class Trainer:
         torch.manual_seed(int(digest_of([self.seed, step, self.ranks.rank])[:15], 16))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.dtype == "bfloat16":
-            return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
-        return nullcontext()
+        if self.settings.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, dtype=getattr(torch, self.settings.dtype))
 
 
 class _Saver:
@@ -178,6 +182,7 @@ class _Progress:
         self.tokens = int(state.get("tokens", 0))
         self.recent: deque[float] = deque(state.get("recent", ()), maxlen=RECENT)
         self.skipped, self.bad = int(state.get("skipped", 0)), int(state.get("bad", 0))
+        self.scale = LossScale(trainer.settings.dtype, state.get("loss_scale"), int(state.get("whole_steps", 0)))
         self.started, self.timed = 0.0, 0  # from the end of the first step, in which things are compiled
         self.pending: dict[str, list[float]] = {}
 
@@ -195,7 +200,7 @@ class _Progress:
             self.recent.append(measured["loss"])
             for name, value in {**measured, "grad_norm": norm}.items():
                 self.pending.setdefault(name, []).append(value)
-        else:
+        if not self.scale.update(finite) and not finite:
             self._skip(step)
         done = step + 1
         if done % self.trainer.settings.log_every == 0 or done == self.trainer.steps:
@@ -225,7 +230,8 @@ class _Progress:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
-        return {"tokens": self.tokens, "recent": list(self.recent), "skipped": self.skipped, "bad": self.bad}
+        counters = {"tokens": self.tokens, "recent": list(self.recent), "skipped": self.skipped, "bad": self.bad}
+        return counters | self.scale.state()
 
     def summary(self) -> dict[str, Any]:
         """The metrics of the whole run."""
