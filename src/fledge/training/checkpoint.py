@@ -46,8 +46,12 @@ class Checkpoints:
         parameters: Mapping[str, Tensor],
         optimizers: Sequence[torch.optim.Optimizer],
         state: Mapping[str, Any],
+        anchor_every: int = 0,
     ) -> None:
-        """Write the checkpoint after `step` steps; older ones but for the last two go."""
+        """Write the checkpoint after `step` steps; older ones but for the last two, and the last two anchors, go.
+
+        Anchors are those at multiples of `anchor_every` steps.
+        """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -63,13 +67,31 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync(self.folder)
-        for old in self._all()[KEPT:]:
+        anchors = [folder for folder in self._all() if anchor_every and _step(folder) % anchor_every == 0]
+        for old in set(self._all()[KEPT:]) - set(anchors[:KEPT]):
             shutil.rmtree(old)
 
-    def restore(self, parameters: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> Restored | None:
-        """Load the newest whole checkpoint into the parameters and optimisers; None when there is none."""
+    def forget_after(self, step: int) -> None:
+        """Remove what was written after `step` steps: a run that returned there has taken another way."""
+        for folder in self._all():
+            if _step(folder) > step:
+                shutil.rmtree(folder)
+
+    def restore(
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        latest: int | None = None,
+        anchor_every: int = 0,
+    ) -> Restored | None:
+        """Load the newest whole checkpoint into the parameters and optimisers; None when there is none.
+
+        With `latest` only an anchor after at most so many steps will do.
+        """
         damaged = []
         for folder in self._all():
+            if latest is not None and (_step(folder) > latest or not anchor_every or _step(folder) % anchor_every):
+                continue
             manifest = _read(folder)
             if manifest is None:
                 damaged.append(folder.name)
@@ -86,6 +108,10 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

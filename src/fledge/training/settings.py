@@ -38,6 +38,10 @@ class TrainSettings(Config):
     eps: float = Field(1e-8, gt=0, description="AdamW's ε")
     weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices; not of norms, biases, embeddings")
     grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient (0: no bound)")
+    spike_sigmas: float = Field(
+        0.0, ge=0, description="leave out a step that lies so many deviations above the last 128 (0: never; 6 is usual)"
+    )
+    rollbacks: int = Field(2, ge=0, description="how often a run that has gone astray may return to a checkpoint")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints (0: about twice a minute)")
     log_every: int = Field(10, gt=0, description="steps between points of the curves")
 

@@ -6,7 +6,6 @@ checkpoint needs nothing but weights, optimiser state and a few counters.
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -25,15 +24,18 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.events import Emitter
 from fledge.core.language import t
 from fledge.training.checkpoint import Checkpoints
+from fledge.training.diagnosis import STEPS as DIAGNOSED
+from fledge.training.diagnosis import out_of_memory, symptoms
 from fledge.training.loss_scale import LossScale
-from fledge.training.objective import Batch, BatchSource, Objective, as_batch, rows_of, take
+from fledge.training.objective import Batch, BatchSource, Objective, Term, as_batch, rows_of, take
 from fledge.training.optimizer import build_optimizers, clip, set_lr
 from fledge.training.ranks import Ranks
 from fledge.training.schedule import lr_factor
 from fledge.training.settings import TrainSettings
+from fledge.training.stability import Stability
 
-BAD_STEPS = 5  # steps in a row without a finite gradient, after which the run has failed
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+FEWEST_BETWEEN_ANCHORS = 50  # steps
 RECENT = 50  # steps over which the final loss is averaged
 
 
@@ -56,7 +58,8 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train; the models are changed in place. Gives the final loss, tokens seen and tokens a second.
 
-        Goes on from the newest whole checkpoint. Raises FledgeError when the loss stays without a finite value.
+        Goes on from the newest whole checkpoint. Raises FledgeError when the run goes astray more often than it may
+        return, and when a step does not fit into memory.
         """
         trained = [self.models[name] for name in self.objective.trainable]
         parameters = {
@@ -68,26 +71,29 @@ class Trainer:
         optimizers = build_optimizers(trained, self.settings)
         saver = _Saver(self, parameters, optimizers)
         progress = _Progress(self, saver.restore())
-        scale = progress.scale
+        scale, stability = progress.scale, progress.stability
+        saver.save_first(progress.step, progress.state())
         for name, model in self.models.items():
             model.train(self.objective.dropout and name in self.objective.trainable)
 
         with _until_told_to_stop() as stop:
-            for step in range(progress.step, self.steps):
+            step = progress.step
+            while step < self.steps:
                 rate = set_lr(optimizers, lr_factor(step, self.steps, self.settings))
-                batch = as_batch(self.source.batch(step), self.device)
+                batch = as_batch(self.source.batch(step + stability.shift), self.device)
                 measured = self._accumulate(batch, step, scale.value)
                 self.ranks.sum(p.grad for p in parameters.values() if p.grad is not None)
                 scale.unscale(p.grad for p in parameters.values() if p.grad is not None)
                 norm = clip(parameters.values(), self.settings.grad_clip)
-                finite = math.isfinite(norm) and math.isfinite(measured["loss"])
-                if finite:
+                trouble = stability.judge(measured["loss"], norm)
+                if not trouble:
                     for optimizer in optimizers:
                         optimizer.step()
                 for parameter in parameters.values():
                     parameter.grad = None
-                progress.record(step, measured, norm, rate, self.objective.tokens(batch), finite)
-                saver.maybe_save(step + 1, progress.state(), told_to_stop=stop.is_set())
+                progress.record(step, measured, norm, rate, self.objective.tokens(batch), trouble)
+                step = saver.return_from(step + 1, progress) if stability.astray else step + 1
+                saver.maybe_save(step, progress.state(), told_to_stop=stop.is_set())
                 if stop.is_set():
                     raise SystemExit(143)
         for model in self.models.values():
@@ -105,21 +111,29 @@ class Trainer:
         self._reseed(step)
         for start in range(0, rows_of(mine), size):
             micro = take(mine, slice(start, start + size))
-            with self._autocast():
-                terms = self.objective.loss(self.objective.forward(self.models, micro), micro)
-            parts = [
-                term.sum * (scale * term.coefficient / totals[name])
-                for name, term in terms.items()
-                if term.coefficient and totals[name]
-            ]
-            if parts:
-                torch.stack(parts).sum().backward()
+            try:
+                terms = self._gradients(micro, totals, scale)
+            except (RuntimeError, MemoryError) as error:
+                raise (out_of_memory(error, rows_of(micro)) or error) from None
             for name, term in terms.items():
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(term.sum.detach())
                 entry[1] += float(term.weight)
                 coefficients[name] = term.coefficient
         return self._means(sums, coefficients)
+
+    def _gradients(self, micro: Batch, totals: Mapping[str, float], scale: float) -> dict[str, Term]:
+        """Add the gradients of some rows to those that are there."""
+        with self._autocast():
+            terms = self.objective.loss(self.objective.forward(self.models, micro), micro)
+        parts = [
+            term.sum * (scale * term.coefficient / totals[name])
+            for name, term in terms.items()
+            if term.coefficient and totals[name]
+        ]
+        if parts:
+            torch.stack(parts).sum().backward()
+        return terms
 
     def _means(self, sums: dict[str, list[float]], coefficients: dict[str, float]) -> dict[str, float]:
         """Every term's mean over all ranks, and `loss`, their weighted sum."""
@@ -160,17 +174,64 @@ class _Saver:
             self.trainer.events.message(t("going on after step {step}", step=restored.step))
         return restored.step, restored.state
 
+    @property
+    def anchor_every(self) -> int:
+        """Steps between the checkpoints to which a run may return; which they are, no clock decides."""
+        if not self.trainer.settings.rollbacks:
+            return 0
+        return self.trainer.settings.checkpoint_every or max(FEWEST_BETWEEN_ANCHORS, self.trainer.steps // 10)
+
+    def save_first(self, step: int, state: Mapping[str, Any]) -> None:
+        """The beginning is a place to return to."""
+        if self.anchor_every and step == 0:
+            self._save(0, state)
+
     def maybe_save(self, step: int, state: Mapping[str, Any], told_to_stop: bool) -> None:
-        """Save when it is due. When is due never changes the result, so a clock may say it."""
-        if self.store is None or not self.trainer.ranks.first:
-            return
+        """Save when it is due: at an anchor, or else when the clock says so, which never changes the result."""
         every, now = self.trainer.settings.checkpoint_every, time.monotonic()
         patience = max(SECONDS_BETWEEN_CHECKPOINTS, 20 * self.cost)
         due = step % every == 0 if every else now - self.last > patience
-        if told_to_stop or (due and step < self.trainer.steps):
-            self.store.save(step, self.parameters, self.optimizers, state)
+        anchor = self.anchor_every and step % self.anchor_every == 0
+        if told_to_stop or ((due or anchor) and step < self.trainer.steps):
+            self._save(step, state)
+
+    def _save(self, step: int, state: Mapping[str, Any]) -> None:
+        if self.store is not None and self.trainer.ranks.first:
+            began = time.monotonic()
+            self.store.save(step, self.parameters, self.optimizers, state, self.anchor_every)
             self.last = time.monotonic()
-            self.cost = self.last - now
+            self.cost = self.last - began
+
+    def return_from(self, step: int, progress: _Progress) -> int:
+        """Go back from a run gone astray after `step` steps; where to. Raises FledgeError when it may not any more."""
+        stability, events = progress.stability, self.trainer.events
+        self.trainer.ranks.wait()
+        if self.store is not None and stability.rollbacks < stability.rollbacks_allowed:
+            latest = step - stability.bad
+            if stability.returned_to >= 0 and latest - stability.returned_to < self.anchor_every:
+                latest = stability.returned_to - 1  # no new anchor since: that one is no good, or this is the data
+            restored = self.store.restore(self.parameters, self.optimizers, max(0, latest), self.anchor_every)
+            if restored is not None and restored.state:
+                self.trainer.ranks.wait()
+                stability.returned(step, restored.step, restored.state)
+                if self.trainer.ranks.first:
+                    self.store.forget_after(restored.step)
+                self._save(restored.step, progress.state())
+                events.message(
+                    t(
+                        "the run has gone astray at step {step}: back to step {target}, with other batches",
+                        step=step,
+                        target=restored.step,
+                    ),
+                    "warning",
+                )
+                return restored.step
+        raise FledgeError(
+            Problem(
+                t("the training has diverged: {count} steps in a row had to be left out", count=stability.bad),
+                fix=t("lower the learning rate, lengthen the warm-up, or set dtype to float32"),
+            )
+        )
 
 
 class _Progress:
@@ -181,27 +242,31 @@ class _Progress:
         self.step, state = restored
         self.tokens = int(state.get("tokens", 0))
         self.recent: deque[float] = deque(state.get("recent", ()), maxlen=RECENT)
-        self.skipped, self.bad = int(state.get("skipped", 0)), int(state.get("bad", 0))
+        self.stability = Stability(trainer.settings, state)
+        self.told: set[str] = set()
+        self.curve: deque[tuple[float, float]] = deque(maxlen=DIAGNOSED)
         self.scale = LossScale(trainer.settings.dtype, state.get("loss_scale"), int(state.get("whole_steps", 0)))
         self.started, self.timed = 0.0, 0  # from the end of the first step, in which things are compiled
         self.pending: dict[str, list[float]] = {}
 
     def record(
-        self, step: int, measured: dict[str, float], norm: float, rate: float, tokens: int, finite: bool
+        self, step: int, measured: dict[str, float], norm: float, rate: float, tokens: int, trouble: str
     ) -> None:
-        """One step was made, or skipped because its gradient was not finite."""
+        """One step was made, or left out because of some trouble."""
         self.tokens += tokens
         if self.started:
             self.timed += tokens
         else:
             self.started = time.monotonic()
-        if finite:
-            self.bad = 0
+        excused = self.scale.update(finite=trouble != "not finite")
+        if not trouble:
+            self.stability.made(measured["loss"], norm)
             self.recent.append(measured["loss"])
+            self._diagnose(step, measured["loss"], norm, rate)
             for name, value in {**measured, "grad_norm": norm}.items():
                 self.pending.setdefault(name, []).append(value)
-        if not self.scale.update(finite) and not finite:
-            self._skip(step)
+        elif not excused:
+            self._leave_out(step, trouble)
         done = step + 1
         if done % self.trainer.settings.log_every == 0 or done == self.trainer.steps:
             for name, values in self.pending.items():
@@ -212,16 +277,24 @@ class _Progress:
         loss = self.recent[-1] if self.recent else None
         self.trainer.events.progress(done, self.trainer.steps, "steps", loss=loss, tokens_per_second=self.rate)
 
-    def _skip(self, step: int) -> None:
-        self.skipped, self.bad = self.skipped + 1, self.bad + 1
-        self.trainer.events.message(t("step {step} had no finite gradient and was skipped", step=step + 1), "warning")
-        if self.bad >= BAD_STEPS:
-            raise FledgeError(
-                Problem(
-                    t("the training has diverged: {count} steps in a row without a finite gradient", count=self.bad),
-                    fix=t("lower the learning rate, lengthen the warm-up, or set dtype to float32"),
-                )
-            )
+    def _leave_out(self, step: int, trouble: str) -> None:
+        self.stability.left_out()
+        if trouble == "spike":
+            message = t("step {step} jumped out of the recent ones and was left out", step=step + 1)
+        else:
+            message = t("step {step} had no finite gradient and was skipped", step=step + 1)
+        self.trainer.events.message(message, "warning")
+
+    def _diagnose(self, step: int, loss: float, norm: float, rate: float) -> None:
+        """Say what ails a young run, each thing once: later, a loss that stands still may be a success."""
+        self.curve.append((loss, norm))
+        if step % 50 or step > max(DIAGNOSED, 0.4 * self.trainer.steps):
+            return
+        losses, norms = zip(*self.curve, strict=True)
+        for name, message in symptoms(losses, norms, rate, self.trainer.settings.grad_clip):
+            if name not in self.told:
+                self.told.add(name)
+                self.trainer.events.message(message, "warning")
 
     @property
     def rate(self) -> float:
@@ -230,8 +303,8 @@ class _Progress:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
-        counters = {"tokens": self.tokens, "recent": list(self.recent), "skipped": self.skipped, "bad": self.bad}
-        return counters | self.scale.state()
+        counters = {"tokens": self.tokens, "recent": list(self.recent)}
+        return counters | self.stability.state() | self.scale.state()
 
     def summary(self) -> dict[str, Any]:
         """The metrics of the whole run."""
@@ -241,7 +314,8 @@ class _Progress:
             "steps": self.trainer.steps,
             "tokens": self.tokens,
             "tokens_per_second": round(self.rate, 1),
-            "skipped_steps": self.skipped,
+            "skipped_steps": self.stability.skipped,
+            "rollbacks": self.stability.rollbacks,
         }
 
 

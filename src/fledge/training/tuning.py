@@ -21,6 +21,7 @@ from fledge.models.save import save_model
 from fledge.records import shards
 from fledge.records.chat import ChatRenderer, Rendered
 from fledge.records.kinds import Conversation, Preference
+from fledge.training.diagnosis import worse_on_held_out
 from fledge.training.held_out import answer_loss
 from fledge.training.objective import Batch, BatchSource, Objective
 from fledge.training.objectives.chat import Chat
@@ -61,6 +62,10 @@ def sft(stage: SFT, job: Job) -> Model:
     measure("answer_loss_before")
     metrics |= run.fit(Chat(), policy, source, len(source))
     measure("answer_loss")
+    if held_out and (
+        warning := worse_on_held_out(metrics["answer_loss_before"], metrics["answer_loss"], metrics["final_loss"])
+    ):
+        job.events.message(warning, "warning")
     return policy.save(job, metrics, renderer.template)
 
 
