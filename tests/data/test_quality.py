@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from fledge.data.ngrams import ngrams, repeated_share, top_share, unit_hashes
+from fledge.data.measures import Measures
 from fledge.data.quality import RULES, broken_rule
 from fledge.data.steps import Quality, Rejected
 from fledge.records.kinds import Answer, Conversation, Document, Message, Preference, Prompt
@@ -25,7 +25,7 @@ BREAKS = [
     ("letters", "zh", ZH + "12 34 56 78 " * 30 + "。"),
     ("symbols", "en", EN + " #tag" * 40 + "."),
     ("bullets", "en", "\n".join(f"- {english(random.Random(i), 1)}" for i in range(12))),
-    ("bullets", "zh", "\n".join(f"{i}、{chinese(random.Random(i), 1)}" for i in range(1, 13))),
+    ("bullets", "zh", "\n".join(f"• {chinese(random.Random(i), 1)}" for i in range(1, 13))),
     ("ellipses", "en", "\n".join(english(random.Random(i), 1) + ".." for i in range(12))),
     ("stop_words", "en", "Lorem cats dogs birds fish. " * 3 + "Ships trains planes cars bikes roads walls doors. " * 6),
     ("stop_words", "zh", "".join(random.Random(3).choices("春夏秋冬山水花鸟鱼虫江河湖海", k=12)) * 12 + "。"),
@@ -65,17 +65,29 @@ def test_repetition_is_found_in_both_languages() -> None:
         assert broken is not None and broken[0].startswith("repetition"), language
 
 
-def test_repeated_and_top_share_against_counting_by_hand() -> None:
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_repeated_and_top_share_against_counting_by_hand(n: int) -> None:
     rng = random.Random(9)
-    for n in (2, 3, 5):
-        words = rng.choices("abcdef", k=60)
+    for kinds in (["a", "bb", "ccc", "dd", "e", "f"], list("人民法院审理案件")):
+        words = rng.choices(kinds, k=60)
+        m = Measures(" ".join(words))
+        assert m.units == words
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-        counts = Counter(grams)
         inside = {j for i, gram in enumerate(grams) if gram in grams[:i] for j in range(i, i + n)}
-        hashed = ngrams(unit_hashes(words), n)
-        assert repeated_share(hashed, n) == pytest.approx(len(inside) / len(words))
+        total = sum(map(len, words))
+        assert dict(m.repeated((n,)))[n] == pytest.approx(sum(len(words[j]) for j in inside) / total)
+        assert dict(m.repeated((2, n)))[n] == dict(m.repeated((n,)))[n], "whatever sizes came before"
+        counts = Counter(grams)
         most = max(counts.values())
-        assert top_share(hashed, n) == pytest.approx(min(1, most * n / len(words)) if most > 2 else 0)
+        longest = max(len("".join(gram)) for gram, times in counts.items() if times == most)
+        assert m.top(n) == pytest.approx(min(1, most * longest / total) if most > 2 else 0)
+
+
+def test_lines_and_paragraphs_that_stood_before_are_counted_by_number_and_length() -> None:
+    m = Measures("one\ntwo two\none\n\none\ntwo two\none\n\nthree")
+    assert m.duplicate_lines == (4 / 7, (3 + 3 + 7 + 3) / (3 + 7 + 3 + 3 + 7 + 3 + 5))
+    assert m.duplicate_paragraphs == (1 / 3, 15 / 35)
+    assert Measures("").duplicate_lines == Measures("").duplicate_paragraphs == (0, 0)
 
 
 def test_document_rules_do_not_touch_dialogues() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fledge.core.artifact import Artifact, Tokenizer
 from fledge.data.packing import encode_plain
-from fledge.data.stages import TrainTokenizer
+from fledge.data.token_stages import TrainTokenizer
 from fledge.data.tokenizer import SPECIAL, bytes_per_token, sample_texts, train_bpe
 from fledge.records.kinds import Document
 
@@ -53,7 +53,7 @@ def test_training_does_not_depend_on_the_order_of_rows_and_repeats(tmp_path: Pat
         inputs = {"a": write(tmp_path / f"{name}a", a), "b": write(tmp_path / f"{name}b", b)}
         outputs.append(digests(run(stage, inputs).path))
     assert outputs[0] == outputs[1]
-    assert set(outputs[0]) == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert set(outputs[0]) == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "report.json"}
 
 
 def test_metrics_say_bytes_per_token_by_language(tmp_path: Path, run: Runner) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.core.events import Event
-from fledge.evaluation.intervals import Interval, mcnemar, paired_proportions, wilson
+from fledge.core.intervals import Interval, mcnemar, paired_proportions, wilson
 from fledge.evaluation.run_view import RunView, StageView
 from fledge.records.rejects import Rejects
 

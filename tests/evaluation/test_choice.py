@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from fledge.core.artifact import Artifact
 from fledge.core.errors import FledgeError
+from fledge.core.events import Event
+from fledge.core.intervals import wilson
 from fledge.core.reference import resolve
-from fledge.evaluation.intervals import wilson
+from fledge.evaluation.side_by_side import describe
+from fledge.evaluation.stages import Evaluate
 from fledge.evaluation.tasks.choice import (
     ChoiceTask,
     clean,
@@ -131,3 +135,49 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     file.write_text('{"query": "a", "choices": ["b", "c"], "gold": 2}\n', "utf-8")
     with pytest.raises(FledgeError, match="index of the right one"):
         list(read_questions(resolve(str(file)), "plain"))
+
+
+def test_clean_and_contaminated_items_are_scored_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three items of which the engine gets the two that stand in training data right, and the other wrong."""
+    rows = [
+        {"id": "a", "query": "q", "choices": ["zz", "ab"], "gold": 0},
+        {"id": "b", "query": "q", "choices": ["ab", "zz"], "gold": 0},
+        {"id": "c", "query": "q", "choices": ["ab", "zz"], "gold": 1},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    report = tmp_path / "report"
+    report.mkdir()
+    items = [{"id": "a"}, {"id": "c"}]
+    says = {"tasks": {"plain": {"contaminated": items}, "other": {"contaminated": []}}}
+    (report / "contamination.json").write_text(json.dumps(says), encoding="utf-8")
+    model = Artifact(tmp_path)
+    monkeypatch.setattr(
+        "fledge.evaluation.subject.open_subject", lambda *_: subject(engine=LetterEngine(liked={"z": -0.5}))
+    )
+    config = {
+        "models": {"m": "m"},
+        "tasks": [
+            {"task": "choice", "name": "plain", "label": "exam", "source": str(file)},
+            {"task": "samples", "prompts": ["hello"]},
+        ],
+        "contamination": "report",
+    }
+    stage, events = Evaluate.model_validate(config), list[Event]()
+    inputs = {"m": model, "report": Artifact(report)}
+    made = stage.run(job_for(stage, tmp_path / "job", inputs, events))
+    scores = json.loads((made.path / "scores.json").read_text(encoding="utf-8"))
+    metrics = scores["models"]["m"]["metrics"]
+    assert {key: (metrics[key]["value"], metrics[key]["n"]) for key in metrics if key.endswith("_acc")} == {
+        "exam_acc": (pytest.approx(2 / 3), 3), "exam_clean_acc": (0.0, 1), "exam_contaminated_acc": (1.0, 2),
+    }  # fmt: skip
+    assert [task["key"] for task in scores["tasks"]] == ["exam", "exam_clean", "exam_contaminated", "samples"]
+    assert made.metrics["m.exam_contaminated_acc"] == 1.0 and made.metrics["baselines.chance.exam_clean_acc"] == 0.5
+    assert [e for e in events if e.kind == "message" and "samples" in str(e.value)]  # it cannot be shown apart
+    tasks = {task["key"]: task["task"] for task in scores["tasks"]}
+    column = describe("exam_clean_acc", tasks)
+    assert column is not None and column.title.en == "exam, clean items" and not column.main
+    assert column.title.zh == "exam（未污染的题目）" and describe("exam_acc", tasks).main  # type: ignore[union-attr]
+    without = Evaluate.model_validate({**config, "contamination": None})
+    again = without.run(job_for(without, tmp_path / "again", inputs))
+    assert not [key for key in again.metrics if "clean" in key]

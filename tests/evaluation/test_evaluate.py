@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from fledge.core.artifact import Artifact, files_of, sha256_of
 from fledge.core.events import Event
+from fledge.core.intervals import mcnemar, paired_proportions
 from fledge.evaluation import subject as subjects
 from fledge.evaluation.evaluate import compare
-from fledge.evaluation.intervals import mcnemar, paired_proportions
 from fledge.evaluation.stages import Evaluate
 from fledge.evaluation.subject import Named, clip, open_subject, weights_of
 from fledge.evaluation.tasks.base import Paired

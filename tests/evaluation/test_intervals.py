@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fledge.evaluation.intervals import (
+from fledge.core.intervals import (
     mcnemar,
     mean_interval,
     paired_difference,

@@ -8,7 +8,7 @@ import pytest
 
 from fledge.core.artifact import Conversations, Preferences, Prompts
 from fledge.core.errors import FledgeError
-from fledge.evaluation.intervals import wilson
+from fledge.core.intervals import wilson
 from fledge.evaluation.subject import spread
 from fledge.evaluation.tasks.answer_loss import AnswerLoss
 from fledge.evaluation.tasks.answer_match import AnswerMatch, matches

@@ -7,20 +7,21 @@ import gzip
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import fledge.records
 from fledge.core.errors import FledgeError
 from fledge.core.language import catalogue
 from fledge.records.files import PIECE
-from fledge.records.formats import WRITERS, detect, load, write_format
+from fledge.records.formats import FORMATS, detect, load
 from fledge.records.kinds import (
     Answer,
     Conversation,
@@ -31,8 +32,14 @@ from fledge.records.kinds import (
     Prompt,
     Rating,
     Record,
+    from_row,
+    kind_of,
+    texts,
+    to_row,
 )
 from fledge.records.rejects import Rejects, read_rejects
+from fledge.records.values import Misfit
+from fledge.records.writers import FILES, KIND_OF_FORMAT, WRITERS, write_format
 from tests.records import strategies
 
 Write = Callable[..., Path]
@@ -140,6 +147,117 @@ EXAMPLES: dict[str, tuple[Any, str, str, Record]] = {
         {"instruction": "q", "completions": [{"response": "a", "score": 1, "model": "m"}, {"text": "b", "score": 4}]},
         "ranking", "preferences", Preference((u("q"),), (Answer("a", 2, "m"), Answer("b", 1))),
     ),
+    "preference as OpenAI has it": (
+        {"input": {"messages": [{"role": "user", "content": "q"}]},
+         "preferred_output": [{"role": "assistant", "content": "a"}],
+         "non_preferred_output": [{"role": "assistant", "content": "b"}]},
+        "preference", "preferences", Preference((u("q"),), (Answer("a", 1), Answer("b", 2))),
+    ),
+    "comparison won by the second": (
+        {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1}, "comparison", "preferences",
+        Preference((u("q"),), (Answer("a", 2), Answer("b", 1))),
+    ),
+    "comparison of conversations, a tie": (
+        {"conversation_a": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+         "conversation_b": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+         "winner": "tie (bothbad)"},
+        "comparison", "preferences", Preference((u("q"),), (Answer("a", 1), Answer("b", 1))),
+    ),
+    "outputs, the best first": (
+        {"instruction": "q", "input": "i", "output": ["a", "b", "c"]}, "ordered", "preferences",
+        Preference((u("q\ni"),), (Answer("a", 1), Answer("b", 2), Answer("c", 3))),
+    ),
+    "ranking as in UltraFeedback": (
+        {"instruction": "q", "completions": [
+            {"response": "a", "overall_score": 3.0, "model": "m"}, {"response": "b", "overall_score": 9}]},
+        "ranking", "preferences", Preference((u("q"),), (Answer("a", 2, "m"), Answer("b", 1))),
+    ),
+    "KTO": ({"prompt": "q", "completion": "a", "label": False}, "judged", "ratings", Rating((u("q"),), "a", 0.0)),
+    "OpenOrca": (
+        {"id": "flan.1", "system_prompt": "s", "question": "q", "response": "a"}, "pair", "conversations",
+        Conversation((S, u("q"), a("a")), "flan.1"),
+    ),
+    "OpenOrca without a system prompt": (
+        {"id": "niv.2", "system_prompt": "", "question": "q", "response": "a"}, "pair", "conversations",
+        Conversation(QA.messages, "niv.2"),
+    ),
+    "UltraChat": (
+        {"id": "0", "data": ["q", "a", "t", "r"]}, "messages", "conversations",
+        Conversation((u("q"), a("a"), u("t"), a("r")), "0"),
+    ),
+    "UltraChat 200k": (
+        {"prompt": "q", "prompt_id": "7", "messages": [
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        "messages", "conversations", Conversation(QA.messages, meta={"prompt": "q", "prompt_id": "7"}),
+    ),
+    "rounds": (
+        {"conversation_id": "5", "conversation": [{"human": "q", "assistant": "a"}, {"human": "t", "assistant": "r"}]},
+        "messages", "conversations",
+        Conversation((u("q"), a("a"), u("t"), a("r")), meta={"conversation_id": "5"}),
+    ),
+    "turns named by their speaker": (
+        {"dialogue": [{"user": "q"}, {"assistant": "a"}]}, "messages", "conversations", QA,
+    ),
+    "lists of roles and contents": (
+        {"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}}, "messages", "conversations", QA,
+    ),
+    "messages in a cell": (
+        {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
+        "messages", "conversations", QA,
+    ),
+    "tools and their list": (
+        {"tools": [{"name": "f"}], "messages": [
+            {"role": "user", "content": "q"}, {"role": "tool_call", "content": '{"name": "f", "arguments": {}}'},
+            {"role": "tool_response", "content": "42"}, {"role": "assistant", "content": "a"}]},
+        "messages", "conversations",
+        Conversation((
+            u("q"),
+            Message("assistant", "", tool_calls='[{"type": "function", "function": {"name": "f", "arguments": {}}}]'),
+            Message("tool", "42"), a("a"),
+        ), meta={"tools": '[{"name": "f"}]'}),
+    ),
+    "tools as Anthropic has them": (
+        {"messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": [
+                {"type": "text", "text": "wait"}, {"type": "tool_use", "id": "1", "name": "f", "input": {"x": 1}}]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "1", "content": "42"}, {"type": "text", "text": "go on"}]}]},
+        "messages", "conversations",
+        Conversation((
+            u("q"),
+            Message("assistant", "wait", tool_calls='[{"id": "1", "type": "function", '
+                    '"function": {"name": "f", "arguments": "{\\"x\\": 1}"}}]'),
+            Message("tool", "42", tool_call_id="1"), u("go on"),
+        )),
+    ),
+    "Dolly": (
+        {"instruction": "q", "context": "i", "response": "a", "category": "open_qa"}, "alpaca", "conversations",
+        Conversation((u("q\ni"), a("a")), meta={"category": "open_qa"}),
+    ),
+    "a task type": (
+        {"task_type": {"major": ["问答"], "minor": ["百科"]}, "instruction": "q", "input": "", "output": "a"},
+        "alpaca", "conversations",
+        Conversation(QA.messages, meta={"task_type": '{"major": ["问答"], "minor": ["百科"]}'}),
+    ),
+    "Firefly": ({"kind": "Q", "input": "q", "target": "a"}, "pair", "conversations",
+                Conversation(QA.messages, meta={"kind": "Q"})),
+    "problem and solution": ({"problem": "q", "solution": "a"}, "pair", "conversations", QA),
+    "Chinese keys": ({"问题": "q", "回答": "a"}, "pair", "conversations", QA),
+    "Chinese Alpaca": ({"指令": "q", "输入": "i", "输出": "a"}, "alpaca", "conversations",
+                       Conversation((u("q\ni"), a("a")))),
+    "classification with metadata": (
+        {"text": "t", "label": "pos", "metadata": {"n": 1}}, "classification", "labelled",
+        Labelled("t", "pos", meta={"metadata": '{"n": 1}'}),
+    ),
+    "two texts and a label": (
+        {"premise": "p", "hypothesis": "h", "label": 2}, "classification", "labelled", Labelled("p\nh", "2"),
+    ),
+    "Chinese classification": ({"文本": "t", "标签": "正面"}, "classification", "labelled", Labelled("t", "正面")),
+    "a page with lists of its own": (
+        {"text": "t", "items": ["x", "y"], "data": ["x", "y"]}, "text", "documents",
+        Document("t", meta={"items": '["x", "y"]', "data": '["x", "y"]'}),
+    ),
     "rating": ({"prompt": "q", "response": "a", "score": "4"}, "rating", "ratings", Rating((u("q"),), "a", 4.0)),
     "classification": ({"text": "t", "label": 1}, "classification", "labelled", Labelled("t", "1")),
     "text": ({"text": "t", "url": "u", "n": 3}, "text", "documents", Document("t", meta={"url": "u", "n": "3"})),
@@ -160,6 +278,49 @@ def test_what_a_row_says_of_itself_is_kept(write: Write) -> None:
     row = {"id": 0, "lang": "zh", "source": "web", "meta": {"a": "1"}, "text": "t", "tags": ["x"], "none": None}
     (document,) = load(write("data.jsonl", row), "documents")
     assert document == Document("t", "0", "zh", "web", {"a": "1", "tags": '["x"]'})
+
+
+def test_a_file_of_several_tasks_is_read_row_by_row(write: Write, tmp_path: Path) -> None:
+    file = write(
+        "data.jsonl",
+        {"task_type": "qa", "instruction": "q", "output": "a"}, {"task_type": "qa", "instruction": "q", "output": "a"},
+        {"task_type": "chat", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"task_type": "news", "text": "no conversation"},
+    )  # fmt: skip
+    with Rejects(tmp_path / "out") as rejects:
+        records = list(load(file, "conversations", rejects))
+    assert [vars(r)["messages"] for r in records] == [QA.messages] * 3
+    assert [r.meta["task_type"] for r in records] == ["qa", "qa", "chat"]
+    assert [row["where"] for row in read_rejects(tmp_path / "out")] == ["data.jsonl:4"]
+
+
+def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
+    """As `datasets` writes it: Arrow's streaming format, classes named in the schema, splits in folders."""
+    features = {
+        "text": {"dtype": "string", "_type": "Value"},
+        "label": {"names": ["neg", "pos"], "_type": "ClassLabel"},
+    }
+    noted = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    schema = pa.schema([("text", pa.string()), ("label", pa.int64())], noted)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    for split, rows in {"test": [("c", 1)], "train": [("a", 0), ("b", 1)]}.items():
+        folder = tmp_path / split
+        folder.mkdir()
+        table = pa.Table.from_pylist([{"text": text, "label": label} for text, label in rows], schema)
+        with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as out, pa.ipc.new_stream(out, schema) as file:
+            file.write_table(table)
+        (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+        (folder / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    assert list(load(tmp_path, "labelled")) == [Labelled("c", "pos"), Labelled("a", "neg"), Labelled("b", "pos")]
+    assert detect(tmp_path).name == "classification"
+    pq.write_table(pa.table({"text": ["e"], "label": [0]}, schema=schema), tmp_path / "x.parquet")
+    assert list(load(tmp_path / "x.parquet", "labelled")) == [Labelled("e", "neg")], "as on the Hub"
+    with pa.OSFile(str(tmp_path / "x.feather"), "wb") as out, pa.ipc.new_file(out, schema) as file:
+        file.write_table(pa.table({"text": ["d"], "label": [5]}, schema=schema))
+    assert list(load(tmp_path / "x.feather", "labelled")) == [Labelled("d", "5")], "a number without a name stays one"
+    (tmp_path / "broken.arrow").write_bytes(b"nothing of the kind")
+    with pytest.raises(FledgeError, match="is not valid Arrow"):
+        list(load(tmp_path / "broken.arrow", "labelled"))
 
 
 def test_a_further_key_is_no_slip(write: Write) -> None:
@@ -296,6 +457,10 @@ def test_a_bad_turn_is_named(write: Write, turn: Any, reason: str) -> None:
         ({"prompt": "q", "answers": ["a", "b"]}, '"scores" is nothing where a number is wanted'),
         ({"prompt": "q", "answers": ["a", "b"], "scores": [1]}, 'there is not one rank or score for each of "answers"'),
         ({"prompt": "q", "answers": ["a", "b"], "scores": [1, "NaN"]}, '"scores" is a text where a number is wanted'),
+        (
+            {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "c"},
+            '"winner: c" is unknown; allowed: a, b, tie',
+        ),
         ({"prompt": "q", "answers": ["a"], "scores": [1]}, '"answers" is not a list of two answers or more'),
     ],
 )
@@ -400,6 +565,33 @@ def test_every_reason_has_a_translation() -> None:
     assert sorted(s for s in sentences - catalogue("zh").keys() if s != "{type}") == []
 
 
+KEYS = sorted({key for form in FORMATS for keys in (*form.required.values(), *form.optional.values()) for key in keys})
+TURN_KEYS = ["role", "from", "content", "value", "human", "assistant", "tool_calls", "function_call", "type", "text"]
+WORDS = st.sampled_from(
+    ["", "q", "user", "gpt", "tie", "model_a", "function_call", "[1]", "[{}]", '{"a": 1}', "tool_use"]
+)
+SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | WORDS
+TURNS = st.dictionaries(st.sampled_from(TURN_KEYS), SCALARS | st.lists(SCALARS, max_size=2), max_size=4)
+VALUES = st.recursive(
+    SCALARS | TURNS | st.lists(TURNS, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TURN_KEYS), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(row=st.dictionaries(st.sampled_from([*KEYS, "id", "meta", "x"]), VALUES, max_size=5) | VALUES)
+def test_no_row_whatever_it_holds_brings_the_reader_down(row: Any) -> None:
+    for form in FORMATS:
+        form.fits(row)
+        try:
+            record = form.record(row)
+        except Misfit as misfit:
+            assert misfit.reason.said("zh")
+        else:
+            assert kind_of(record) == form.kind and from_row(form.kind, to_row(record)) == record
+
+
 # --- and back -------------------------------------------------------------------------------------------------------
 
 ROUND_TRIPS = {
@@ -407,22 +599,50 @@ ROUND_TRIPS = {
     "sharegpt": strategies.records("conversations"),
     "messages": strategies.records("conversations"),
     "preference": strategies.preference_pairs(),
+    "ranking": strategies.records("preferences").map(lambda record: gapless(record)),
+    "rating": strategies.records("ratings"),
+    "classification": strategies.records("labelled").filter(lambda r: bool(vars(r)["label"].strip())),
+    "text": strategies.records("documents"),
+    "prompt": strategies.records("prompts").filter(
+        lambda r: len(vars(r)["messages"]) == 1 or vars(r)["messages"][-1].role != "assistant"
+    ),
 }
 
 
+def repr_of(record: Record) -> str:
+    return "\n".join([*texts(record), record.id, str(vars(record).get("label", ""))])
+
+
+def gapless(record: Record) -> Record:
+    """The preference with ranks 1, 2, … in the same order, as files give them."""
+    assert isinstance(record, Preference)
+    ranks = sorted({answer.rank for answer in record.answers})
+    answers = (replace(answer, rank=ranks.index(answer.rank) + 1) for answer in record.answers)
+    return replace(record, answers=tuple(answers))
+
+
+@pytest.mark.parametrize("ending", list(FILES))
 @pytest.mark.parametrize("name", list(WRITERS))
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
-def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
+def test_what_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, name: str, ending: str, data: st.DataObject
+) -> None:
     rows = data.draw(st.lists(ROUND_TRIPS[name], min_size=1, max_size=4))
-    file = tmp_path_factory.mktemp("formats") / "data.jsonl"
+    assume(ending != ".csv" or "\r" not in "".join(map(repr_of, rows)))  # a table's lines may end in it
+    file = tmp_path_factory.mktemp("formats") / f"data{ending}"
     assert write_format(rows, name, file) == len(rows)
-    assert list(load(file, "preferences" if name == "preference" else "conversations")) == rows
+    assert list(load(file, KIND_OF_FORMAT[name])) == rows
+    assert detect(file).kind == KIND_OF_FORMAT[name], "found by itself"
 
 
 def test_a_record_that_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FledgeError, match="cannot be written"):
         write_format([Conversation((u("q"), u("q")))], "alpaca", tmp_path / "x.jsonl")
     with pytest.raises(FledgeError, match="cannot be written"):
-        write_format([Document("t")], "messages", tmp_path / "x.jsonl")
+        write_format([QA, Document("t")], "messages", tmp_path / "x.jsonl")
+    with pytest.raises(FledgeError, match="is not a file that can be written"):
+        write_format([QA], "messages", tmp_path / "x.txt")
+    assert not list(tmp_path.iterdir()), "whole or not at all"
     with pytest.raises(FledgeError, match='did you mean "alpaca"'):
         write_format([], "alpacca", tmp_path / "x.jsonl")

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fledge.training.optimizer import build_optimizers, clip, set_lr
+from fledge.core.errors import FledgeError
+from fledge.training.optimizer import build_optimizers, clip, freeze, lr_shares, set_lr
 from fledge.training.schedule import lr_factor
 from tests.training.toys import settings, tiny
 
@@ -69,3 +70,32 @@ def test_clip_reports_the_norm_before_and_bounds_it_after() -> None:
     assert clip(parameters, 1.0) == pytest.approx(5.0)
     assert clip(parameters, 1.0) == pytest.approx(1.0)
     assert clip([parameters[2]], 1.0) == 0.0
+
+
+def test_layers_learn_the_more_slowly_the_lower_they_stand() -> None:
+    model = tiny(layers=3)
+    shares = lr_shares(model, 0.5)
+    assert shares["model.norm.weight"] == 1
+    assert shares["model.layers.2.mlp.up_proj.weight"] == 0.5
+    assert shares["model.layers.0.input_layernorm.weight"] == 0.125
+    assert shares["model.embed_tokens.weight"] == 0.0625
+    for name in ("adamw", "muon"):
+        optimizers = build_optimizers([model], settings(optimizer=name, layer_lr_decay=0.5, lr=0.01, muon_lr=0.02))
+        assert set_lr(optimizers, 0.5) == 0.005
+        peak = {id(p): group["lr"] for o in optimizers for group in o.param_groups for p in group["params"]}
+        for key, parameter in model.named_parameters():
+            inner = name == "muon" and parameter.ndim == 2 and "embed" not in key
+            assert peak[id(parameter)] == pytest.approx(0.5 * (0.02 if inner else 0.01) * shares[key])
+
+
+def test_frozen_parts_stay_and_a_pattern_that_matches_nothing_is_refused() -> None:
+    model = tiny(layers=3)
+    freeze(model, ["model.embed_tokens*", "*.layers.0.*"])
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and not any("embed" in name or ".layers.0." in name for name in trained)
+    held = [p for o in build_optimizers([model], settings()) for group in o.param_groups for p in group["params"]]
+    assert len(held) == len(trained)
+    with pytest.raises(FledgeError, match=r"no parameter has such a name[\s\S]*model.layer.0"):
+        freeze(model, ["model.layer.0.*"])
+    with pytest.raises(FledgeError, match="nothing is left to train"):
+        freeze(model, ["*"])

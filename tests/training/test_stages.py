@@ -258,3 +258,17 @@ def test_what_cannot_be_learned_from_is_said(
 def test_defaults_of_a_stage_survive_a_partial_setting() -> None:
     assert SFT(model="m", data=["d"], train={"epochs": 3}).train.lr == 2e-5
     assert pretraining(train={"batch_size": 4}).train.optimizer == "muon"
+
+
+def test_every_stage_measures_its_held_out_rows_on_the_way(run: Run, base: Artifact) -> None:
+    watched = {"steps": 6, "evaluate_every": 2, "freeze": ["model.embed_tokens*"], **QUICK}
+    stages: list[Any] = [
+        pretraining(train={"batch_size": 8, "evaluate_every": 2}, tokens=3000),
+        SFT(model="base", data=["chats"], held_out="chats_held", train=watched),
+        RewardModelling(model="base", data="prefs", held_out="prefs_held", train=watched),
+        DirectPreferences(model="base", data="prefs", held_out="prefs_held", train=watched),
+    ]
+    for number, stage in enumerate(stages):
+        made = run(stage, f"watched{number}")
+        assert made.metrics["best_step"] in (2, 4, 6), stage.use
+        assert 0 < made.metrics["best_held_out_loss"] < 20

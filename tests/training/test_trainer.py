@@ -354,3 +354,28 @@ def test_adafactor_learns_and_resumes(events: Emitter, tmp_path: Path) -> None:
     resumed = tiny()
     trainer(resumed, events, steps=8, optimizer="adafactor", lr=1e-2, folder=tmp_path / "b", checkpoint_every=3).fit()
     assert weights(resumed) == weights(whole)
+
+
+def test_activation_checkpointing_changes_no_bit_and_keeps_less(events: Emitter) -> None:
+    """With dropout, whose draws must come out the same the second time."""
+    kept: dict[bool, int] = {}
+    found = {}
+    for again in (False, True):
+        model = with_dropout(tiny(layers=6))
+        run = trainer(model, events, steps=3, source=Packed(rows=8))
+        run.activation_checkpointing = again
+        run.fit()
+        found[again] = weights(model)
+        if again:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run.objective.forward({"model": model.train()}, as_batch(Packed(rows=8).batch(0)))
+        kept[again] = sum(sizes.values())
+    assert found[True] == found[False]
+    assert kept[True] < 0.5 * kept[False]

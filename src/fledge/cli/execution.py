@@ -6,7 +6,8 @@ import click
 
 
 def execution_options() -> list[click.Parameter]:
-    """`--device`, `--threads`, `--processes`, `--micro-batch`, `--workers`, `--executor`, `--compile`."""
+    """`--device`, `--threads`, `--processes`, `--micro-batch`, `--workers`, `--executor`, `--compile`,
+    `--activation-checkpointing`."""
     return [
         click.Option(["--device"], default=None, help="auto, cpu, cuda or mps", metavar="DEVICE"),
         click.Option(["--threads"], type=int, default=None, help="threads per process (0: all cores)"),
@@ -15,4 +16,10 @@ def execution_options() -> list[click.Parameter]:
         click.Option(["--workers"], type=int, default=None, help="processes of a data stage (0: all cores)"),
         click.Option(["--executor"], type=click.Choice(["local", "ray"]), default=None, help="where its workers are"),
         click.Option(["--compile"], type=click.Choice(["auto", "on", "off"]), default=None, help="torch.compile"),
+        click.Option(
+            ["--activation-checkpointing"],
+            type=click.Choice(["on", "off"]),
+            default=None,
+            help="compute activations twice instead of keeping them: less memory, a third more time",
+        ),
     ]

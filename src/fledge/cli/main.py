@@ -15,9 +15,18 @@ from fledge.core.language import t
 
 STAGES: dict[str, str] = {
     "data collect": "gather files, folders and packages as records",
+    "data crawl": "read pages of the web, politely; WARC files beside them",
     "data refine": "clean, filter, de-duplicate; rejected rows are kept",
     "data split": "hold rows out, without near-copies across the split",
-    "tokenizer train": "train a tokenizer",
+    "data train_ngram": "an n-gram model of reference text: perplexity, spelling",
+    "data train_classifier": "a classifier of texts: quality, topic, toxicity",
+    "data contamination": "which evaluation items stand in a corpus",
+    "data mix": "mix sources by weight, temperature or epochs",
+    "data chunk": "cut long documents at sensible borders",
+    "data convert": "write records as Alpaca, ShareGPT, messages, …: JSON, CSV, Parquet",
+    "data pack": "turn text into rows of token ids to train on",
+    "tokenizer train": "train a tokenizer: BPE, Unigram, WordPiece",
+    "tokenizer report": "measure tokenizers side by side",
     "model import": "make a model folder from a package, the Hub or a GGUF",
     "model merge": "merge an adapter into its base",
     "train pretrain": "train a model from nothing",
@@ -33,8 +42,8 @@ STAGES: dict[str, str] = {
 """Every stage that is a command, with its line of help (the stage's own docstring says the rest)."""
 
 GROUPS = {
-    "data": "records: inspect, collect, refine, split",
-    "tokenizer": "tokenizers",
+    "data": "records: inspect, sample, collect, refine, split",
+    "tokenizer": "tokenizers: train, report",
     "model": "model folders: import, merge",
     "train": "pre-training, fine-tuning, reward models, preferences",
     "align": "data for alignment, made by models",
@@ -237,11 +246,35 @@ def _stage_commands() -> None:
 
     @groups["data"].command("inspect")
     @click.argument("path")
-    def inspect(path: str) -> None:
-        """What a file or folder of records holds: kind, rows, languages, lengths, examples, rejected rows."""
+    @click.option("--tokenizer", default="", metavar="FOLDER", help="count lengths in its tokens, too")
+    @click.option("--html", default="", metavar="FILE", help="write a page with charts, in English and 简体中文")
+    @click.option("--json", "as_json", is_flag=True, help="for programs")
+    @click.option("--spot-check", type=click.IntRange(1), metavar="N", help="N kept and N rejected rows to judge")
+    @click.option("--csv", "table", default="spot-check.csv", show_default=True, help="the table that it writes")
+    @click.option("--judged", default="", metavar="FILE", help="read the judged table back: how often each was wrong")
+    @click.option("--seed", type=int, default=0, show_default=True, help="which rows are shown")
+    def inspect(path: str, **options: Any) -> None:
+        """What a file or folder of records holds: schema, sizes, languages, lengths, variety, examples, rejected rows.
+
+        With --spot-check it writes a table of rows to judge by hand; with --judged it reads that back and says how
+        often keeping and rejecting was wrong, with an interval of 95 %.
+        """
         from fledge.cli.view import inspect_data
 
-        inspect_data(path)
+        inspect_data(path, **options)
+
+    @groups["data"].command("sample")
+    @click.argument("path")
+    @click.option("-n", "--rows", type=click.IntRange(1), default=10, show_default=True)
+    @click.option("--seed", type=int, default=0, show_default=True, help="another one, other rows")
+    @click.option("--by", type=click.Choice(["language", "label", "source"]), help="so many rows of each")
+    @click.option("--to", default="", metavar="FORMAT", help="a spelling of fledge data convert")
+    @click.option("--out", default="", metavar="FILE", help="write them there (.jsonl, .json, .csv, .parquet)")
+    def sample(path: str, **options: Any) -> None:
+        """Some rows of a file or folder, chosen by a hash of their id, as JSON lines or into a file."""
+        from fledge.cli.view import sample_data
+
+        sample_data(path, **options)
 
 
 _stage_commands()

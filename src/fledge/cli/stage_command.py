@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 
 from fledge.cli.execution import execution_options
 from fledge.cli.running import carry_out
+from fledge.core.errors import FledgeError, Problem
+from fledge.core.language import t
 from fledge.core.recipe import from_values
 from fledge.core.reference import Ref
 from fledge.core.stage import Execution, stage_class
@@ -31,11 +33,21 @@ class StageFlags:
         self.stage = stage_class(use)
 
     def options(self) -> list[click.Parameter]:
-        """A flag for every field of the schema, then those that every stage has."""
-        return [_option(leaf) for leaf in leaves(self.stage)] + _common()
+        """What it works on may be named without a flag; a flag for every field, then those that every stage has."""
+        alone = [click.Argument(["data_alone"], required=False, metavar="[DATA]")] if self._takes_data else []
+        return [*alone, *map(_option, leaves(self.stage)), *_common()]
+
+    @property
+    def _takes_data(self) -> bool:
+        """`fledge data contamination CORPUS` is `--data CORPUS`."""
+        return "data" in self.stage.model_fields and not _is_dict(self.stage.model_fields["data"].annotation)
 
     def run(self, **flags: Any) -> None:
         out, name, settings = flags.pop("out"), flags.pop("run_name"), flags.pop("set")
+        if (alone := flags.pop("data_alone", None)) is not None:
+            if flags["data"] is not None and not isinstance(flags["data"], tuple):
+                raise FledgeError(Problem(t("the data was named twice"), found=f"{alone}, --data {flags['data']}"))
+            flags["data"] = (alone, *flags["data"]) if isinstance(flags["data"], tuple) else alone
         execution = {key: flags.pop(key) for key in list(flags) if key in Execution.model_fields}
         seed = flags.pop("seed")
         store = Store()

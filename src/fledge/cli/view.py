@@ -186,11 +186,62 @@ def collect_garbage(dry_run: bool) -> None:
     click.echo(t(key, count=len(unused), size=show_bytes(total)))
 
 
-def inspect_data(path: str) -> None:
+def inspect_data(
+    path: str, tokenizer: str, html: str, as_json: bool, spot_check: int | None, table: str, judged: str, seed: int
+) -> None:
     """`fledge data inspect`."""
     from fledge.data.inspect import inspect
+    from fledge.data.spot_check import Verdicts, write_table
 
-    click.echo(inspect(Path(path)).to_text())
+    verdicts = Verdicts.read(Path(judged)) if judged else None
+    folder = _lies_at(path)
+    report = inspect(folder, tokenizer=_lies_at(tokenizer) if tokenizer else None, shown=spot_check or 12, seed=seed)
+    if spot_check:
+        rows = write_table(report.spot, Path(table))
+        click.echo(t("{rows} rows to judge: {path}", rows=rows, path=table), err=True)
+    if html:
+        from fledge.data.inspect_page import page
+
+        write_atomic(Path(html), page(report, verdicts))
+        click.echo(html)
+    if as_json:
+        found = report.to_json() | ({"judged": verdicts.to_json()} if verdicts else {})
+        click.echo(json.dumps(found, ensure_ascii=False, indent=1))
+    elif not html:
+        click.echo(report.to_text())
+    if verdicts and not as_json:
+        click.echo(verdicts.to_text())
+
+
+def sample_data(path: str, rows: int, seed: int, by: Any, to: str, out: str) -> None:
+    """`fledge data sample`."""
+    from fledge.data.sample import FORMAT_OF_KIND, sample_of
+    from fledge.records.writers import known, spelled, write_format
+
+    if to:
+        known(to)
+    kind, records = sample_of(_lies_at(path), rows, seed, by or "")
+    form = to or FORMAT_OF_KIND[kind]
+    if out:
+        write_format(records, form, Path(out))
+        click.echo(out)
+        return
+    for record in records:
+        row = spelled(record, form)
+        if row is None:
+            raise FledgeError(t('the record {id} cannot be written as "{name}"', id=record.id, name=form))
+        click.echo(json.dumps(row, ensure_ascii=False))
+
+
+def _lies_at(path: str) -> Path:
+    """A file or folder, or what RUN/STAGE made."""
+    run, slash, stage = path.partition("/")
+    if slash and not Path(path).exists():
+        name, _, part = stage.partition(".")
+        for row in Store().db.stages(run):
+            if row.name == name and row.path:
+                return Path(row.path) / part
+    return Path(path)
 
 
 def write_report_of(run: str) -> None:

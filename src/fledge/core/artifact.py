@@ -76,15 +76,28 @@ class Ratings(Records, kind="ratings"):
 
 
 class Tokens(Artifact, kind="tokens"):
-    """Texts as token ids, packed for training: `data.packing.TokenShards`."""
+    """Texts as token ids in rows of one length, packed for training: `data.rows.TokenRows`."""
+
+    @classmethod
+    def problem_with(cls, path: Path) -> str:
+        packed = (path / "index.json").is_file() and (path / "tokens").is_dir()
+        return "" if packed else "is not a folder of packed tokens (it has no index.json and tokens/)"
 
 
 class NGram(Artifact, kind="ngram"):
     """An n-gram language model of a reference corpus: how likely a text is under it."""
 
+    @classmethod
+    def problem_with(cls, path: Path) -> str:
+        return "" if (path / "ngram.json").is_file() else "is not an n-gram model (it has no ngram.json)"
+
 
 class Classifier(Artifact, kind="classifier"):
     """A classifier of texts (quality, topic): its labels and weights."""
+
+    @classmethod
+    def problem_with(cls, path: Path) -> str:
+        return "" if (path / "labels.json").is_file() else "is not a classifier (it has no labels.json)"
 
 
 class Tokenizer(Artifact, kind="tokenizer"):
@@ -119,6 +132,14 @@ class GGUF(Artifact, kind="gguf"):
     """One `.gguf` file for llama.cpp and its kin."""
 
 
+class Contamination(Artifact, kind="contamination"):
+    """Which evaluation items stand in a corpus: `contamination.json` with the evidence."""
+
+    @classmethod
+    def problem_with(cls, path: Path) -> str:
+        return "" if (path / "contamination.json").is_file() else "is no report on contamination"
+
+
 class Scores(Artifact, kind="scores"):
     """What an evaluation measured: `scores.json` and the items behind every number."""
 
@@ -127,7 +148,7 @@ KINDS: dict[str, type[Artifact]] = {
     cls.kind: cls
     for cls in (
         Artifact, Records, Documents, Conversations, Preferences, Ratings, Labelled, Prompts,
-        Tokens, NGram, Classifier, Tokenizer, Model, Adapter, RewardModel, GGUF, Scores,
+        Tokens, NGram, Classifier, Tokenizer, Model, Adapter, RewardModel, GGUF, Contamination, Scores,
     )
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fledge.core import disk
 from fledge.core.artifact import KINDS, Artifact, write_atomic
 from fledge.core.errors import FledgeError
 from fledge.core.events import Emitter, append_to
@@ -50,6 +51,10 @@ def main(file: str) -> int:
         problems = [vars(problem) for problem in error.problems]
         write_atomic(work / ERROR, json.dumps(problems, ensure_ascii=False))
         return error.exit_code
+    except Exception as error:
+        if disk.is_full(error):
+            return disk.STATUS
+        raise
     return 0
 
 

@@ -6,8 +6,10 @@ A `FledgeError` is shown without a traceback. Anything else that reaches the scr
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fledge.core.language import t
 
@@ -72,6 +74,14 @@ def missing_extra(package: str, extra: str) -> FledgeError:
             fix=t("run: pip install 'fledge-llm[{extra}]'", extra=extra),
         )
     )
+
+
+def need(module: str, extra: str, package: str = "") -> Any:
+    """The module of an optional library; a FledgeError says which extra brings it where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise missing_extra(package or module.partition(".")[0], extra) from None
 
 
 def listing(words: Sequence[str], limit: int = 12) -> str:

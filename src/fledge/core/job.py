@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from fledge.core.artifact import Artifact, digest_of
 from fledge.core.events import Emitter
-from fledge.core.reference import FirstOf, Outside, Ref, Source
+from fledge.core.reference import FirstOf, Outside, Ref, Source, fetch
 from fledge.core.stage import Execution
 
 A = TypeVar("A", bound=Artifact)
@@ -43,14 +43,19 @@ class Job:
     def find(self, source: Source | FirstOf) -> Outside:
         """Where a source's bytes lie; of several, the first that is there."""
         texts = [source.text] if isinstance(source, Source) else [s.text for s in source]
-        return next(self.outside[text] for text in texts if text in self.outside)
+        return self._fetched(next(self.outside[text] for text in texts if text in self.outside))
 
     def files_of(self, text: str) -> list[Path]:
         """The files and folders behind the text of a reference or a source, for code that knows no artifacts."""
-        if text in self.inputs:
+        if text not in self.outside:
             return [self.inputs[text].path]
-        found = self.outside[text]
-        return [found.path] if found.scheme == "path" and found.path.exists() else [found.path / f for f in found.files]
+        found = self._fetched(self.outside[text])  # of a package its own files, not the folder of all packages
+        whole = found.path.is_file() or (found.scheme == "path" and found.path.exists())
+        return [found.path] if whole else [found.path / f for f in found.files]
+
+    def _fetched(self, found: Outside) -> Outside:
+        """The same on this machine: what is behind a URL is fetched into the work folder."""
+        return fetch(found, self.work / "fetched" / found.digest[:16]) if found.scheme == "url" else found
 
     def rng_seed(self, *purpose: Any) -> int:
         """A 60-bit seed that depends on the run's seed and `purpose`, on nothing else."""

@@ -129,8 +129,17 @@ def _blank(config: Any, dotted: str) -> None:
     """Take a reference's text out of the config: what it points at counts, not how it is called."""
     *path, last = dotted.split(".")
     for part in path:
+        config = _holder(config, part)
         config = config[int(part)] if isinstance(config, list) else config[part]
+    config = _holder(config, last)
     config[int(last) if isinstance(config, list) else last] = "→"
+
+
+def _holder(config: Any, part: str) -> Any:
+    """What holds the key: a step of the refinery stands below its name, `{perplexity: {model: …}}`."""
+    if isinstance(config, dict) and part not in config and len(config) == 1:
+        return next(iter(config.values()))
+    return config
 
 
 def _step(
@@ -193,7 +202,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _raw_size(found: Outside) -> Size:
     base = found.path if found.path.is_dir() else found.path.parent
-    total = sum((base / name).stat().st_size for name in found.files if (base / name).is_file())
+    total = found.size or sum((base / name).stat().st_size for name in found.files if (base / name).is_file())
     return Size(rows=total / 500, bytes=total, tokens=total / 4, parameters=total / 2)
 
 

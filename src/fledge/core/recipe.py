@@ -215,6 +215,9 @@ def _find_source(source: Source | tuple[Source, ...], key: Key, draft: Draft, di
 
 
 def _check_raw(ref: Ref[Any], found: Outside, key: Key, draft: Draft) -> None:
+    if found.scheme == "url":
+        draft.complain(key, t("a URL can only be a source"), found=ref.text, fix=t("collect it first: data.collect"))
+        return
     wrong = [kind.problem_with(found.path) for kind in ref.kinds]
     if all(wrong):
         draft.complain(key, f'"{ref.text}" {wrong[0]}', allowed=ref.expects)

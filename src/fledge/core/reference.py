@@ -1,21 +1,24 @@
 """What a field of a stage may point at: the output of another stage, or something from outside.
 
 `Ref[Model]` in a schema takes a stage's name (`base`), a part of its output (`split.train`), a file or folder,
-`package:NAME` (files of an installed distribution, read without importing it) or `hub:OWNER/NAME[@REVISION]`.
-`Source` takes the last three only. Before anything is fingerprinted, what comes from outside becomes an `Outside`:
+`package:NAME` (files of an installed distribution, read without importing it) or `hub:OWNER/NAME[@REVISION]`
+(`hub:datasets/OWNER/NAME` where a model has the same name). `Source` takes all but the first two, and URLs: `s3://…`,
+`https://…`, `file://…`. Before anything is fingerprinted, what comes from outside becomes an `Outside`:
 a folder on this machine and the digest of its bytes.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import re
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import unquote
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -27,6 +30,9 @@ from fledge.core.language import t
 A = TypeVar("A", bound=Artifact)
 _STAGE_OUTPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)?")
 _SCHEME = re.compile(r"(package|hub):(.+)")
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+", re.DOTALL)
+_REMOTE = "fledge.data.remote"
+"""The module that lists and fetches what is behind a URL. A floor above: it is named here and never imported from."""
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
 
@@ -102,7 +108,7 @@ def _kind_names(kinds: tuple[type[Artifact], ...]) -> str:
 
 
 class Source(_Text):
-    """Something from outside: a file, a folder, a glob, `package:NAME` or `hub:OWNER/NAME[@REVISION]`."""
+    """Something from outside: a file, a folder, a glob, a URL, `package:NAME` or `hub:OWNER/NAME[@REVISION]`."""
 
     __slots__ = ()
 
@@ -149,28 +155,46 @@ class Outside:
     """Something from outside, found: where its bytes are and what they are.
 
     `base` is the folder in which the package's files lie (for packages: the site-packages folder);
-    `files` are the paths relative to it that were digested.
+    `files` are the paths relative to it that were digested. What is behind a URL has no path before it is fetched,
+    and `size` says how many bytes it will be.
     """
 
     text: str
     path: Path
     digest: str
     files: tuple[str, ...] = ()
+    size: int = 0
 
     @property
     def scheme(self) -> str:
-        """ "package", "hub" or "path"."""
+        """ "package", "hub", "url" or "path"."""
         match = _SCHEME.fullmatch(self.text)
-        return match[1] if match else "path"
+        if match:
+            return match[1]
+        return "url" if is_url(self.text) else "path"
 
     @property
     def name(self) -> str:
         """The distribution's or repository's name, or the file's."""
         match = _SCHEME.fullmatch(self.text)
-        return match[2].partition("@")[0] if match else self.path.name
+        if match:
+            return match[2].partition("@")[0]
+        return self.text.rpartition("/")[2].partition("?")[0] if is_url(self.text) else self.path.name
 
 
 Digest = Callable[[Path], str]
+
+
+def is_url(text: str) -> bool:
+    """Whether the bytes have to be fetched: a URL that is not `file://`."""
+    match = _URL.fullmatch(text)
+    return match is not None and match[1] != "file"
+
+
+def fetch(found: Outside, folder: Path) -> Outside:
+    """What is behind a URL, fetched below `folder` (what is there already is not fetched again)."""
+    fetched: Outside = importlib.import_module(_REMOTE).fetch(found, folder)
+    return fetched
 
 
 def resolve(text: str, digest: Digest = sha256_of, root: Path | None = None) -> Outside:
@@ -179,6 +203,11 @@ def resolve(text: str, digest: Digest = sha256_of, root: Path | None = None) -> 
     Relative paths count from `root` (the working folder by default). Raises FledgeError when there is no such thing.
     """
     match = _SCHEME.fullmatch(text)
+    if is_url(text):
+        found: Outside = importlib.import_module(_REMOTE).find(text)
+        return found
+    if text.startswith("file://"):
+        return replace(resolve(unquote(text.removeprefix("file://")), digest, root), text=text)
     if match and match[1] == "package":
         return _package(text, match[2])
     if match:
@@ -238,31 +267,35 @@ def _split_revision(text: str) -> tuple[str, str]:
 
 
 def _hub(text: str, name: str, revision: str) -> Outside:
-    """A snapshot of a Hub repository. A pinned revision found in the local cache needs no network."""
+    """A snapshot of a Hub repository: a model, else a data set (`datasets/` before the name says which, where both are
+    there). A pinned revision found in the local cache needs no network."""
+    kinds = ("dataset",) if name.startswith("datasets/") else ("model", "dataset")
+    name = name.removeprefix("datasets/")
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    failed: Exception | None = None
+    for local in [True] * (offline or bool(_REVISION.fullmatch(revision))) + [False] * (not offline):
+        for kind in kinds:
+            try:
+                folder = _snapshot(name, kind, revision, local)
+                return Outside(text, folder, digest_of({"hub": name, "revision": folder.name}), tuple(files_of(folder)))
+            except (OSError, ValueError) as error:  # what huggingface_hub raises is one of these
+                failed = failed or error
+    raise FledgeError(
+        Problem(
+            t("{name} cannot be had from the Hub", name=f"{name}@{revision}"),
+            found=str(failed).splitlines()[0][:200],
+            fix=t("check the name and the network, or name a local folder"),
+        )
+    )
+
+
+def _snapshot(name: str, kind: str, revision: str, local: bool) -> Path:
+    """The folder of a repository's files; weights in formats that can run code are not fetched."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError:
         raise missing_extra("huggingface_hub", "hub") from None
-    pinned = bool(_REVISION.fullmatch(revision))
-    try:
-        try:
-            path = snapshot_download(
-                name, revision=revision, local_files_only=pinned or os.environ.get("HF_HUB_OFFLINE") == "1"
-            )
-        except LocalEntryNotFoundError:
-            path = snapshot_download(
-                name,
-                revision=revision,
-                ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5", "*.onnx"],
-            )
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
-        raise FledgeError(
-            Problem(
-                t("{name} cannot be had from the Hub", name=f"{name}@{revision}"),
-                found=str(error).splitlines()[0][:200],
-                fix=t("check the name and the network, or name a local folder"),
-            )
-        ) from None
-    folder = Path(path)
-    return Outside(text, folder, digest_of({"hub": name, "revision": folder.name}), tuple(files_of(folder)))
+    unsafe = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5", "*.onnx"]
+    return Path(
+        snapshot_download(name, repo_type=kind, revision=revision, local_files_only=local, ignore_patterns=unsafe)
+    )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fledge
-from fledge.core import child
+from fledge.core import child, disk
 from fledge.core.artifact import EVENTS, MANIFEST, sha256_of, write_atomic
 from fledge.core.db import StageRow
 from fledge.core.errors import FledgeError, Interrupted, Problem, StageFailed
@@ -50,6 +50,14 @@ class Runner:
 
     def run(self) -> dict[str, Path]:
         """Make everything; the artifacts' folders by stage. Raises StageFailed or Interrupted."""
+        try:
+            return self._run()
+        except Exception as error:
+            if disk.is_full(error) and not isinstance(error, FledgeError):  # a log, the database, a manifest
+                raise StageFailed(disk.full(self.store.root)) from None
+            raise
+
+    def _run(self) -> dict[str, Path]:
         name, steps = self.plan.recipe.name, self.plan.steps
         write_atomic(self.folder / "recipe.yaml", self.plan.recipe.text)
         self.store.db.start_run(name, self.plan.recipe.file, [self._row(step, "waiting") for step in steps])
@@ -154,6 +162,8 @@ class Runner:
             problems = [Problem(**entry) for entry in json.loads((work / child.ERROR).read_text(encoding="utf-8"))]
             first = Problem(t("stage {name} cannot go on", name=step.name), where=step.node.stage.use)
             return StageFailed(first, *problems)
+        if code == disk.STATUS:
+            return StageFailed(disk.full(self.store.root))
         if code < 0:
             reason = t("killed by signal {name}", name=signal.Signals(-code).name)
             if code == -signal.SIGKILL:

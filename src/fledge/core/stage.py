@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 MODULES = (
     "fledge.models.stages",
     "fledge.data.stages",
+    "fledge.data.token_stages",
+    "fledge.data.model_stages",
+    "fledge.data.crawl_stages",
     "fledge.training.stages",
     "fledge.evaluation.stages",
     "fledge.alignment.stages",
@@ -84,6 +87,8 @@ class Execution(Config):
     """where those processes are: on this machine, or on the Ray cluster that RAY_ADDRESS names"""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_yaml_switch)] = "auto"
     """auto, on, off: torch.compile where a C++ compiler is there and the run is long enough"""
+    activation_checkpointing: Annotated[Literal["on", "off"], BeforeValidator(_yaml_switch)] = "off"
+    """on: a layer's activations are computed again for the backward pass instead of being kept"""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fledge.core.errors import FledgeError, Problem, missing_extra
@@ -48,12 +49,13 @@ def spread(work: Callable[[T], R], items: Sequence[T], execution: Execution) -> 
 def _on_processes(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
     left = dict(enumerate(items))
     for attempt in range(1, TRIES + 1):
-        context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
-        pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(),))
+        pool = _idle.pop(workers, None) or _started(workers)
         try:
             for number, result in _as_completed(pool, work, left, 2 * workers):
                 del left[number]
                 yield result
+            if _crews:
+                _idle[workers], pool = pool, _idle.get(workers)
             return
         except BrokenProcessPool:
             if attempt == TRIES:
@@ -64,7 +66,30 @@ def _on_processes(work: Callable[[T], R], items: Sequence[T], workers: int) -> I
                     )
                 ) from None
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _started(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
+    return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(),))
+
+
+_crews: list[None] = []  # one for each `same_workers` that is open
+_idle: dict[int, ProcessPoolExecutor] = {}
+
+
+@contextmanager
+def same_workers() -> Iterator[None]:
+    """Within it, one `spread` after another finds the processes of the one before: they start (half a second) and load
+    what they need only once."""
+    _crews.append(None)
+    try:
+        yield
+    finally:
+        _crews.pop()
+        while _idle and not _crews:
+            _idle.popitem()[1].shutdown(wait=True, cancel_futures=True)
 
 
 def _as_completed(

@@ -74,8 +74,10 @@ class Chunk:
         """The rows at these positions, with what is known about them."""
         if len(rows) == len(self):
             return self
+        import pyarrow as pa
+
         known = {measure: [values[i] for i in rows] for measure, values in self._known.items()}
-        return Chunk(self.kind, self.rows.take(list(rows)), known)
+        return Chunk(self.kind, self.rows.take(pa.array(rows, pa.int64())), known)
 
     def map_texts(self, change: Callable[[str, str], str], everywhere: bool = False) -> Chunk:
         """`change(text, language)` in place of each text of each row; the same chunk where nothing changed.

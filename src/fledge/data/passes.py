@@ -12,7 +12,6 @@ so that a refinery that was killed goes on behind the chunks that are there, whi
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import time
 from collections import Counter
@@ -22,9 +21,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fledge.core.stage import all_stages
 from fledge.data.chunk import Chunk
+from fledge.data.steps import read_step, write_step
 from fledge.data.steps.base import CorpusStep, Refused, Step
-from fledge.records.kinds import schema, to_row
+from fledge.records.kinds import schema
 from fledge.records.rejects import Rejects
 
 if TYPE_CHECKING:
@@ -68,12 +69,32 @@ class Pass:
     keep_rows: bool = True  # False: nothing changes, the rows stay where they are
     found: Found | None = None
 
+    def to_json(self) -> str:
+        """The pass as worker processes are told of it: steps by name and options, as a recipe writes them."""
+        after, before = (step and write_step(step) for step in (self.after, self.before))
+        found = {text: list(map(str, files)) for text, files in (self.found or {}).items()}
+        said = {"kind": self.kind, "steps": list(map(write_step, self.steps)), "after": after, "before": before}
+        said |= {"verdicts": str(self.verdicts or ""), "keep_rows": self.keep_rows, "found": found}
+        return json.dumps(said, ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Pass:
+        """The inverse of `to_json`."""
+        all_stages()  # plug-ins bring steps
+        said = json.loads(text)
+        after, before = (step and read_step(step) for step in (said["after"], said["before"]))
+        assert after is None or isinstance(after, CorpusStep)
+        assert before is None or isinstance(before, CorpusStep)
+        found = {text: list(map(Path, files)) for text, files in said["found"].items()}
+        steps = tuple(map(read_step, said["steps"]))
+        return cls(said["kind"], steps, after, Path(said["verdicts"]), before, said["keep_rows"], found)
+
 
 @dataclass(frozen=True)
 class Piece:
     """One chunk of one pass: the unit of work that a process is given."""
 
-    description: bytes  # a pickled Pass
+    description: str  # a Pass as JSON
     rows: Rows
     first: int  # the global number of its first row
     folder: Path
@@ -96,9 +117,9 @@ def make(piece: Piece) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _ready(description: bytes) -> Pass:
+def _ready(description: str) -> Pass:
     """The pass with its steps started: once in each process."""
-    todo: Pass = pickle.loads(description)
+    todo = Pass.from_json(description)
     files = todo.found or {}
     for step in (*todo.steps, *filter(None, (todo.after, todo.before))):
         step.start(lambda named: files[named.text])
@@ -130,7 +151,8 @@ class _Work:
             chunk = self._without(changed, refused, step.name)
         if self.todo.before is not None:
             with _Timed(self.seconds, self.todo.before.name):
-                write_table(self.todo.before.sketch(chunk), folder / SKETCH)
+                # hashes: nothing to gain by packing
+                write_table(self.todo.before.sketch(chunk), folder / SKETCH, compression=None)
         if self.todo.keep_rows:
             write_table(chunk.rows, folder / ROWS)
         return {
@@ -142,9 +164,9 @@ class _Work:
     def _without(self, chunk: Chunk, refused: Refused, step: str) -> Chunk:
         if not refused:
             return chunk
-        for row, record in zip(sorted(refused), chunk.take(sorted(refused)).records, strict=True):
-            text = json.dumps(to_row(record), ensure_ascii=False)
-            self.rejects.add(step, refused[row].reason, refused[row].value, text, record.id)
+        for row, fields in zip(sorted(refused), chunk.take(sorted(refused)).rows.to_pylist(), strict=True):
+            text = json.dumps(fields, ensure_ascii=False)
+            self.rejects.add(step, refused[row].reason, refused[row].value, text, fields["id"])
         return chunk.take([row for row in range(len(chunk)) if row not in refused])
 
 
@@ -170,12 +192,21 @@ def _size(chunk: Chunk) -> int:
     return sum(chunk.of_each_record(size_of))
 
 
+def _sizes(chunk: Chunk) -> list[int]:
+    """UTF-8 bytes of each row's texts, line breaks between them included."""
+    import pyarrow.compute as pc
+
+    if chunk.kind in ("documents", "labelled"):
+        return pc.binary_length(chunk.rows["text"]).to_pylist()  # type: ignore[no-any-return]
+    return [len(text.encode("utf-8", "surrogatepass")) for text in chunk.texts]
+
+
 def _by_language(chunk: Chunk) -> dict[str, Any]:
     """Rows and bytes of what passed, by language."""
     rows, size = Counter[str](), Counter[str]()
-    for language, text in zip(chunk.languages, chunk.texts, strict=True):
+    for language, length in zip(chunk.languages, _sizes(chunk), strict=True):
         rows[language] += 1
-        size[language] += len(text.encode("utf-8", "surrogatepass"))
+        size[language] += length
     return {"rows_by_language": dict(rows), "bytes_by_language": dict(size)}
 
 

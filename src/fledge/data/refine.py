@@ -8,42 +8,56 @@ order in which they finish, or on how often they were killed: chunks are numbere
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from fledge.core.artifact import Artifact, digest_of, write_atomic
 from fledge.core.job import Job
+from fledge.core.language import t
 from fledge.core.reference import Ref, Source
 from fledge.core.stage import walk
-from fledge.core.workers import spread
+from fledge.core.workers import same_workers, spread, workers_for
+from fledge.data.dedup.index import find_index, has_index, write_index
 from fledge.data.passes import ROWS, SKETCH, Pass, Piece, Rows, make, write_table
 from fledge.data.steps import CorpusStep, Step, write_step
 from fledge.data.steps.base import Sketches
 from fledge.records.rejects import Rejects
-from fledge.records.shards import ShardWriter, read, shards_of
+from fledge.records.shards import RECORDS, ShardWriter, read, shards_of
 
 Notes = list[dict[str, Any]]
+SHARD_ROWS = 20_000
 
 
 class Refinery:
     """One run of a list of steps for a job, from the start or from where the last attempt ended."""
 
-    def __init__(self, job: Job, kind: str, steps: Sequence[Step]) -> None:
-        self.job, self.kind, self.steps, self.work = job, kind, steps, job.work
+    def __init__(self, job: Job, kind: str, steps: Sequence[Step], keep_index: bool = False) -> None:
+        self.job, self.kind, self.steps, self.work, self.keep_index = job, kind, steps, job.work, keep_index
         named = {leaf.text for step in steps for _, leaf in walk(step) if isinstance(leaf, (Ref, Source))}
         self.found = {text: job.files_of(text) for text in named}
 
     def run(self, data: Artifact, against: Sequence[Artifact] = ()) -> dict[str, Any]:
-        """Write the records of `data` that passed below `job.out`, the others to `rejected` there.
+        """Write the records of `data` that passed below `job.out`, the others to `rejected` there, and with
+        `keep_index` what the corpus steps compared to `index`.
 
         What corpora in `against` hold is a duplicate here. Returns the metrics.
         """
         started = time.perf_counter()
+        with same_workers():
+            rows, folders, notes = self._passes(data, against)
+        with Rejects(self.job.out) as rejects:
+            for folder in folders:
+                rejects.take_from(folder)
+        self._write_shards(rows)
+        return self._metrics(notes, rejects.reasons, time.perf_counter() - started)
+
+    def _passes(self, data: Artifact, against: Sequence[Artifact]) -> tuple[list[Rows], list[Path], list[Notes]]:
+        """What passed, the folders that hold what did not, and what was noted in each pass."""
         rows, unreadable = self._rows_of(data, self.work / "raw")
         folders: list[list[Path]] = []
         notes: list[Notes] = []
@@ -54,6 +68,8 @@ class Refinery:
             verdicts = self.work / f"{number:02d}-verdicts.arrow"
             if after is not None:
                 self._decide(after, verdicts, folders[-1], notes[-1], against)
+                if self.keep_index:
+                    self._write_index(number - 1, after, verdicts, folders[-1], notes[-1])
             last = number == len(groups) - 1
             keep = last or after is not None or bool(steps)
             todo = Pass(self.kind, tuple(steps), after, verdicts, before, keep, self.found)
@@ -65,12 +81,23 @@ class Refinery:
             folders.append(made)
             notes.append(said)
             after = before
-        with Rejects(self.job.out) as rejects, ShardWriter(self.job.out, self.kind) as writer:
-            for folder in [unreadable, *(part for made in folders for part in made)]:
-                rejects.take_from(folder)
-            for part in rows:
-                writer.write_table(part.read(self.kind))
-        return self._metrics(notes, rejects.reasons, time.perf_counter() - started)
+        return rows, [unreadable, *(part for made in folders for part in made)], notes
+
+    def _write_shards(self, rows: list[Rows]) -> None:
+        """The rows as shards below `job.out`, several at once: threads suffice where Arrow compresses."""
+        shards = _shards(rows)
+        (self.job.out / RECORDS).mkdir()
+
+        def write(number: int) -> None:
+            making = self.job.out / f".shard-{number:05d}"
+            with ShardWriter(making, self.kind, SHARD_ROWS) as writer:
+                for part, start, end in shards[number]:
+                    writer.write_table(part.read(self.kind).slice(start, end - start))
+            next((making / RECORDS).iterdir()).rename(self.job.out / RECORDS / f"part-{number:05d}.parquet")
+            shutil.rmtree(making)
+
+        with ThreadPoolExecutor(workers_for(self.job.execution, len(shards))) as pool:
+            list(pool.map(write, range(len(shards))))
 
     def _rows_of(self, data: Artifact, raw: Path) -> tuple[list[Rows], Path]:
         """The chunks of a corpus, and the folder of what could not be read of it. Raw files become shards first."""
@@ -88,7 +115,7 @@ class Refinery:
 
     def _go_over(self, todo: Pass, rows: list[Rows], folder: Path, at: tuple[int, int]) -> tuple[list[Path], Notes]:
         """Make every chunk of a pass. Returns their folders and what was noted, in the order of the corpus."""
-        description = pickle.dumps(todo)
+        description = todo.to_json()
         parts, first = [folder / f"{number:06d}" for number in range(len(rows))], 0
         pieces = []
         for part, chunk in zip(parts, rows, strict=True):
@@ -107,7 +134,7 @@ class Refinery:
         if file.is_file():
             return
         scratch = file.with_suffix(".scratch")
-        earlier = [self._sketched(step, artifact, scratch) for artifact in against]
+        earlier = [self.sketched(step, artifact, scratch) for artifact in against]
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         verdicts = step.decide(_sketches(parts, [note["rows"] for note in notes], scratch), earlier)
@@ -116,8 +143,24 @@ class Refinery:
         making.replace(file)
         shutil.rmtree(scratch)
 
-    def _sketched(self, step: CorpusStep, artifact: Artifact, scratch: Path) -> Sketches:
-        """The sketches of a corpus that came before."""
+    def _write_index(self, number: int, step: CorpusStep, file: Path, parts: list[Path], notes: Notes) -> None:
+        import pyarrow as pa
+        import pyarrow.ipc as ipc
+
+        sketches = _sketches(parts, [note["rows"] for note in notes], file.with_suffix(".scratch"))
+        with pa.memory_map(str(file)) as source:
+            verdicts = ipc.open_file(source).read_all()
+            write_index(self.job.out, number, step, write_step(step), self.kind, sketches, verdicts)
+
+    def sketched(self, step: CorpusStep, artifact: Artifact, scratch: Path) -> Sketches:
+        """The sketches of a corpus that came before: its index, or what is read of it now."""
+        if has_index(artifact):
+            if found := find_index(artifact, write_step(step), self.kind, scratch):
+                return found
+            self.job.events.message(
+                t("the index of {path} was made with other options of {step}: it is read again",
+                  path=artifact.path, step=step.name)
+            )  # fmt: skip
         name = digest_of([str(artifact.path), write_step(step)])[:12]
         rows, _ = self._rows_of(artifact, self.work / f"raw-{name}")
         todo = Pass(self.kind, before=step, keep_rows=False, found=self.found)
@@ -169,6 +212,23 @@ def chunks_of(data: Artifact) -> list[Rows]:
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         chunks += [Rows(shard, group, size) for group, size in enumerate(sizes) if size]
     return chunks
+
+
+def _shards(rows: list[Rows]) -> list[list[tuple[Rows, int, int]]]:
+    """Which rows of which chunks (from, to) each shard of the output holds; one shard where there are none."""
+    shards: list[list[tuple[Rows, int, int]]] = [[]]
+    room = SHARD_ROWS
+    for part in rows:
+        start = 0
+        while start < part.count:
+            if not room:
+                shards.append([])
+                room = SHARD_ROWS
+            end = min(part.count, start + room)
+            shards[-1].append((part, start, end))
+            room -= end - start
+            start = end
+    return shards
 
 
 def _sketches(parts: list[Path], sizes: list[int], scratch: Path) -> Sketches:

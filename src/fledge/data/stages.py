@@ -1,4 +1,4 @@
-"""The stages of this floor: collect, refine, split, train a tokenizer."""
+"""The stages of this floor: collect, refine, convert, split, train a tokenizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fledge.core.artifact import KINDS, Artifact, Records, Tokenizer
+from fledge.core.artifact import KINDS, Artifact, Records
 from fledge.core.job import Job
 from fledge.core.reference import Ref, Source
 from fledge.core.stage import Estimate, Size, Stage
@@ -16,28 +16,32 @@ from fledge.core.units import Bytes, Count
 from fledge.data.steps import DEFAULT, AnyStep, read_step
 
 
-class Collect(Stage, use="data.collect", version=1):
-    """Text from packages, files, folders and globs as records of one kind. What cannot be read is kept as rejected."""
+class Collect(Stage, use="data.collect", version=2):
+    """Text from packages, files, folders, globs and URLs as records of one kind. What cannot be read is kept as
+    rejected."""
 
     kind: Literal["documents", "conversations", "preferences", "labelled", "prompts"] = Field(
         description="what the records are"
     )
     sources: list[Source] = Field(
-        min_length=1, description="package:NAME, files, folders, globs, hub:OWNER/NAME@REVISION"
+        min_length=1, description="package:NAME, files, folders, globs, URLs (s3://, https://), hub:OWNER/NAME@REVISION"
     )
     limit: Count | None = Field(
         None, ge=1, description="at most so many records of each source, chosen by a hash of their id"
     )
+    max_row: Bytes = Field(32_000_000, ge=1_000, description="a longer row, page or book is set aside")
+    code: bool = Field(False, description="every file is source code (as below a folder with .git): a document each")
 
     def output_kinds(self) -> Mapping[str, type[Artifact]]:
         return {"": KINDS[self.kind]}
 
     def run(self, job: Job) -> Records:
         from fledge.data.collect import collect
+        from fledge.records.raw import Limits
 
         found = [job.find(source) for source in self.sources]
         started = time.perf_counter()
-        metrics = collect(found, self.kind, self.limit, job.rng_seed("collect"), job.out, job.events)
+        metrics = collect(job, found, self.kind, self.limit, Limits(row=self.max_row), self.code)
         job.events.metric("rate/data.collect", metrics["bytes"] / (time.perf_counter() - started))
         return _records(self.kind, job.out, metrics)
 
@@ -46,7 +50,7 @@ class Collect(Stage, use="data.collect", version=1):
         seconds = total / machine.rate("data.collect", 3e6)
         rows = self.limit * len(self.sources) if self.limit else total / 800
         return Estimate(
-            (0.3 * seconds, 2 + 2 * seconds), (0.2e9, 0.3e9 + 6 * total), total / 2, {"": Size(rows, total)}
+            (0.3 * seconds, 2 + 2 * seconds), (0.2e9, 0.5e9 + 6 * min(total, 3e8)), total / 2, {"": Size(rows, total)}
         )
 
 
@@ -63,13 +67,17 @@ class Refine(Stage, use="data.refine", version=2):
     against: list[Ref[Records]] = Field(
         default_factory=list, description="corpora that came before: what they hold is a duplicate here"
     )
+    keep_index: bool = Field(
+        False, description="keep what was compared in the artifact, so that a later corpus is compared without reading"
+    )
 
     def run(self, job: Job) -> Records:
         from fledge.data.refine import Refinery
         from fledge.records.shards import kind_in
 
         kind = kind_in(job.open(self.data))
-        metrics = Refinery(job, kind, self.steps).run(job.open(self.data), [job.open(ref) for ref in self.against])
+        refinery = Refinery(job, kind, self.steps, self.keep_index)
+        metrics = refinery.run(job.open(self.data), [job.open(ref) for ref in self.against])
         job.events.metric("rate/data.refine", metrics["bytes_per_second"])
         return _records(kind, job.out, metrics)
 
@@ -116,28 +124,34 @@ class Split(Stage, use="data.split", version=1):
         )
 
 
-class TrainTokenizer(Stage, use="tokenizer.train", version=1):
-    """A byte-level BPE tokenizer for English and Chinese, with special tokens and a chat template."""
+class Convert(Stage, use="data.convert", version=1):
+    """Records in another spelling: one file that other tools read, and that fledge reads back as it was. A record that
+    the spelling cannot hold is kept as rejected."""
 
-    data: list[Ref[Records]] = Field(min_length=1, description="text to train on")
-    algorithm: Literal["bpe"] = Field("bpe", description="byte-level BPE; it repeats bit for bit")
-    vocab_size: Count = Field(4096, ge=261, description="entries, the 256 bytes and 4 special tokens included")
-    sample: Bytes = Field(8_000_000, ge=1, description="about so many bytes of text, from every input in proportion")
+    data: Ref[Records] = Field(description="what to convert: any records, file or folder")
+    to: Literal[
+        "alpaca", "sharegpt", "messages", "preference", "ranking", "rating", "classification", "text", "prompt"
+    ] = Field(description="the spelling; text takes conversations, too, as what was said in them")
+    file: Literal["jsonl", "json", "csv", "parquet"] = Field("jsonl", description="the kind of file")
 
-    def run(self, job: Job) -> Tokenizer:
-        from fledge.data.tokenizer import train_tokenizer
+    def output_kinds(self) -> Mapping[str, type[Artifact]]:
+        from fledge.records.writers import KIND_OF_FORMAT
+
+        return {"": KINDS[KIND_OF_FORMAT[self.to]]}
+
+    def run(self, job: Job) -> Records:
+        from fledge.data.convert import convert
+        from fledge.records.writers import KIND_OF_FORMAT
 
         started = time.perf_counter()
-        metrics = train_tokenizer([job.open(ref) for ref in self.data], self.vocab_size, self.sample, job.out)
-        job.events.metric("rate/tokenizer.train", metrics["trained_on_bytes"] / (time.perf_counter() - started))
-        return Tokenizer(job.out, metrics)
+        metrics = convert(job.open(self.data), self.to, job.out, self.file, job.events.progress)
+        job.events.metric("rate/data.convert", metrics["bytes"] / (time.perf_counter() - started))
+        return _records(KIND_OF_FORMAT[self.to], job.out, metrics)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        total = min(sum(sizes[ref.text].bytes for ref in self.data if ref.text in sizes) or 1e7, self.sample)
-        seconds = total / machine.rate("tokenizer.train", 1.2e6)
-        return Estimate(
-            (0.5 * seconds, 2 + 2 * seconds), (0.3e9, 0.5e9 + 30 * total), 2e6, {"": Size(tokens=self.vocab_size)}
-        )
+        size = sizes.get(self.data.text) or Size(1e4, 1e7)
+        seconds = size.bytes / machine.rate("data.convert", 1e7)
+        return Estimate((0.3 * seconds, 1 + 2 * seconds), (0.1e9, 0.4e9), 1.5 * size.bytes, {"": size})
 
 
 def _records(kind: str, path: Any, metrics: dict[str, Any]) -> Records:

@@ -18,7 +18,7 @@ from fledge.records.kinds import Conversation, Document, Labelled, Message, Pref
 HAN = "㐀-䶿一-鿿豈-﫿𠀀-𳎯〇"
 KANA = "぀-ヿㇰ-ㇿ"
 UNSPACED = HAN + KANA + "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # with Thai, Lao, Burmese and Khmer
-_UNITS = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+UNIT = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
 R = TypeVar("R", bound=Record)
 
@@ -27,7 +27,7 @@ def units(text: str) -> list[str]:
     """Words and unspaced characters, normalised (NFKC, case folded); punctuation and white space are left out."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return _UNITS.findall(text.casefold())
+    return UNIT.findall(text.casefold())
 
 
 def letters(text: str) -> int:
@@ -92,16 +92,24 @@ def _json(text: str, change: Callable[[str], str]) -> str:
     if not text or change is _same:
         return text
 
-    def inside(value: Any) -> Any:
+    def inside(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {key: inside(item) for key, item in value.items()}
+            return {key: inside(item, key) for key, item in value.items()}
         if isinstance(value, list):
-            return [inside(item) for item in value]
+            return [inside(item, key) for item in value]
         if isinstance(value, str):
-            return _json(value, change) if value[:1] in ("{", "[") else change(value)
+            return _json(value, change) if value[:1] in ("{", "[") else named(value, key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return value if (new := change(str(value))) == str(value) else new
+            return value if (new := named(str(value), key)) == str(value) else new
         return value
+
+    def named(value: str, key: str) -> str:
+        """The value changed by itself or else as what its key says that it is: {"password": "…"}."""
+        if (new := change(value)) != value or not key or not value:
+            return new
+        prefix = f"{key}: "
+        whole = change(prefix + value)
+        return whole.removeprefix(prefix) if whole.startswith(prefix) else value
 
     try:
         before = json.loads(text)

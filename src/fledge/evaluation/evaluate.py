@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any
 
 from fledge.core.artifact import write_atomic
 from fledge.core.events import Emitter
+from fledge.core.intervals import Interval, mcnemar, paired_proportions, ratio_interval
 from fledge.core.job import Job
 from fledge.core.language import t
-from fledge.evaluation.intervals import Interval, mcnemar, paired_proportions, ratio_interval
 from fledge.evaluation.subject import Named, Subject, weights_of
 from fledge.evaluation.tasks.base import Conclusion, Item, Number, Paired, Task
 
@@ -66,17 +66,31 @@ def evaluate(
     open_subject: Open,
     completes: Sequence[str] = (),
     weigh: Callable[[Path], tuple[int, int]] = weights_of,
+    contaminated: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Any]:
-    """Ask all, conclude, and return what `scores.json` says. Items lie in `job.out/items/<task>/<model>.jsonl`."""
+    """Ask all, conclude, and return what `scores.json` says. Items lie in `job.out/items/<task>/<model>.jsonl`.
+
+    `contaminated` (task → ids of items that stand in training data) gives each such task's numbers a second time,
+    apart: as `<task>_clean` and `<task>_contaminated`.
+    """
     people, roles = candidates(models, tasks, job, completes)
     rows = {task.key: task.load(job) for task in tasks}
     progress = _Progress(job.events, sum(task.count(rows[task.key]) for who in people for task in who.tasks))
     for who in people:
         _examine(who, rows, job, open_subject, progress)
-    conclusions = {task.key: _conclude(task, rows[task.key], people, roles.get(task.key, {}), job) for task in tasks}
+    concluded: list[tuple[Task, Conclusion]] = []
+    for task in tasks:
+        answers = _answers(task, people, job)
+        parts = [(task, rows[task.key], answers)]
+        if contaminated is not None:
+            parts += _apart(task, rows[task.key], answers, contaminated, job)
+        for part, asked, answered in parts:
+            seed = job.rng_seed("bootstrap", part.key)
+            concluded.append((part, part.conclude(asked, answered, roles.get(task.key, {}), seed)))
+    conclusions = {task.key: conclusion for task, conclusion in concluded}
     return {
         "models": {who.named.name: _row(who, conclusions, weigh) for who in people if who.named.shown},
-        "tasks": [_task(task, conclusions[task.key], job) for task in tasks],
+        "tasks": [_task(task, conclusion, job) for task, conclusion in concluded],
     }
 
 
@@ -102,14 +116,34 @@ def _examine(who: Candidate, rows: Mapping[str, Any], job: Job, open_subject: Op
             gc.collect()  # a model holds cycles: its memory must be free before the next one is loaded
 
 
-def _conclude(task: Task, rows: Any, people: Sequence[Candidate], roles: Mapping[str, str], job: Job) -> Conclusion:
+def _answers(task: Task, people: Sequence[Candidate], job: Job) -> dict[str, list[Item]]:
+    """What every model answered; the items are written beside the scores."""
     answers: dict[str, list[Item]] = {}
     for who in people:
         if task in who.tasks:
             text = _items_file(job.work, task, who).read_text(encoding="utf-8")
             write_atomic(_items_file(job.out, task, who), text)
             answers[who.named.name] = [json.loads(line) for line in text.split("\n") if line]
-    return task.conclude(rows, answers, roles, job.rng_seed("bootstrap", task.key))
+    return answers
+
+
+def _apart(
+    task: Task, rows: Any, answers: Mapping[str, list[Item]], contaminated: Mapping[str, Collection[str]], job: Job
+) -> Iterator[tuple[Task, Any, dict[str, list[Item]]]]:
+    """The task on the items that training cannot have seen, and on those that it may have; a part without items is
+    left out. Every number's interval says on how many items it stands."""
+    names = (task.key, getattr(task, "name", ""), getattr(getattr(task, "data", None), "text", ""))
+    known = [contaminated[name] for name in names if name in contaminated]
+    items = next(iter(answers.values()), [])
+    if not known or not isinstance(rows, list) or len(items) != len(rows) or any("id" not in item for item in items):
+        job.events.message(t("{task}: the report on contamination does not know these items", task=task.key))
+        return
+    dirty = [any(item["id"] in ids for ids in known) for item in items]
+    for name, wanted in (("clean", False), ("contaminated", True)):
+        at = [i for i, is_dirty in enumerate(dirty) if is_dirty == wanted]
+        if at:
+            part = task.model_copy(update={"label": f"{task.key}_{name}"})
+            yield part, [rows[i] for i in at], {who: [some[i] for i in at] for who, some in answers.items()}
 
 
 def _items_file(folder: Path, task: Task, who: Candidate) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fledge.core.units import show_bytes, show_count
@@ -179,6 +179,17 @@ def describe(key: str, tasks: Mapping[str, str]) -> Column | None:
     name = next(
         (name for name in sorted(tasks, key=len, reverse=True) if key == name or key.startswith(f"{name}_")), ""
     )
+    if (part := re.fullmatch(r"(.+)_(clean|contaminated)", name)) and tasks.get(part[1]) == tasks[name]:
+        whole = describe(part[1] + key.removeprefix(name), tasks)
+        clean = part[2] == "clean"
+        return whole and replace(
+            whole,
+            key=key,
+            title=say("{metric}, clean items", metric=whole.title)
+            if clean
+            else say("{metric}, contaminated items", metric=whole.title),
+            main=False,
+        )
     rest = key.removeprefix(name).removeprefix("_")
     match tasks.get(name), rest:
         case "answer_loss", "":
@@ -199,9 +210,10 @@ def describe(key: str, tasks: Mapping[str, str]) -> Column | None:
 
 
 def task_title(name: str) -> str:
-    """`truthfulqa_mc1` → TruthfulQA mc1."""
+    """`truthfulqa_mc1` → TruthfulQA mc1, `hellaswag_clean` → HellaSwag clean."""
     known = {"hellaswag": "HellaSwag", "truthfulqa_mc1": "TruthfulQA mc1"}
-    return known.get(name, name.replace("_", " "))
+    base = next((key for key in known if name == key or name.startswith(f"{key}_")), "")
+    return known.get(base, "") + name.removeprefix(base).replace("_", " ")
 
 
 _TASKS = ("bits_per_byte", "answer_loss", "preference_accuracy", "answer_match", "choice")

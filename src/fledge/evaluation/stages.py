@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from fledge.core.artifact import Model, Scores
+from fledge.core.artifact import Contamination, Model, Scores
 from fledge.core.errors import Problem, did_you_mean, listing
 from fledge.core.language import t
 from fledge.core.reference import Ref
@@ -28,6 +28,9 @@ class Evaluate(Stage, use="evaluate", version=1):
     tasks: list[AnyTask] = Field(min_length=1, description="what they are asked; each has its own key `task`")
     completes: list[str] = Field([], description="models that only continue text; the others are asked as a chat")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format; float32 makes ties exact")
+    contamination: Ref[Contamination] | None = Field(
+        None, description="the report of `data.contamination`: clean and contaminated items are then scored apart, too"
+    )
 
     def check(self) -> Iterator[Problem]:
         for name in self.completes:
@@ -47,13 +50,20 @@ class Evaluate(Stage, use="evaluate", version=1):
         import time
 
         from fledge.core.artifact import write_atomic
+        from fledge.data.contamination_report import read_report
         from fledge.evaluation.evaluate import evaluate, flatten
         from fledge.evaluation.subject import open_subject
 
         started = time.monotonic()
         models = {name: job.open(ref).path for name, ref in self.models.items()}
+        dirty = read_report(job.open(self.contamination).path) if self.contamination else None
         scores = evaluate(
-            models, self.tasks, job, lambda named: open_subject(named, self.dtype, job.execution.device), self.completes
+            models,
+            self.tasks,
+            job,
+            lambda named: open_subject(named, self.dtype, job.execution.device),
+            self.completes,
+            contaminated=dirty,
         )
         write_atomic(job.out / "scores.json", json.dumps(scores, ensure_ascii=False, indent=1) + "\n")
         work = sum(self._work(row["parameters"]) for row in scores["models"].values())

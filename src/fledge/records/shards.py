@@ -186,11 +186,17 @@ def read(source: Artifact | Path, kind: str, rejects: Rejects | None = None) -> 
 
         yield from load(source.path if isinstance(source, Artifact) else Path(source), kind, rejects)
         return
-    found = _kind_of_shard(shards[0])
+    for shard in shards:
+        yield from read_shard(shard, kind)
+
+
+def read_shard(shard: Path, kind: str) -> Iterator[Record]:
+    """Records of `kind` from one shard of a fledge folder. Raises FledgeError where it holds another kind."""
+    found = _kind_of_shard(shard)
     if found != kind and (found, kind) != ("conversations", "documents"):
-        folder = shards[0].parent.parent
+        folder = shard.parent.parent
         raise FledgeError(t("{path} holds {found} where {wanted} are wanted", path=folder, found=found, wanted=kind))
-    for row in _rows(shards):
+    for row in _rows([shard]):
         record = from_row(found, row)
         yield as_document(record) if isinstance(record, Conversation) and kind == "documents" else record
 

@@ -18,6 +18,7 @@ from fledge.core.language import t
 from fledge.models.adapters import LoRA, add_lora
 from fledge.models.load import base_of, is_adapter, load_model, load_tokenizer
 from fledge.models.save import save_model
+from fledge.training.optimizer import freeze
 from fledge.training.settings import TrainSettings
 
 
@@ -55,12 +56,14 @@ def open_policy(
     if lora is None:
         model: Any = load_model(path, "float32", device, reward)
         model = model.merge_and_unload() if hasattr(model, "peft_config") else model
-        return Policy(model.requires_grad_(True), tokenizer)
+        freeze(model.requires_grad_(True), settings.freeze)
+        return Policy(model, tokenizer)
     if is_adapter(path):
         model, base = load_model(path, settings.dtype, device, trainable=True), base_of(path)
         _require_same(model.peft_config["default"], lora)
     else:
         model, base = add_lora(load_model(path, settings.dtype, device), lora, seed), path
+    freeze(model, settings.freeze)
     for layer in model.modules():  # autocast casts the small matrices; PEFT would cast every input to fp32 first
         if hasattr(layer, "cast_input_dtype_enabled"):
             layer.cast_input_dtype_enabled = settings.dtype == "float32"

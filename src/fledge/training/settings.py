@@ -37,11 +37,26 @@ class TrainSettings(Config):
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of AdamW's two moments")
     eps: float = Field(1e-8, gt=0, description="AdamW's ε")
     weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices; not of norms, biases, embeddings")
+    layer_lr_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="each layer's rate as a share of that of the layer above it (0.65 to 0.95: usual)",
+    )
+    freeze: list[str] = Field(
+        default_factory=list, description="parameters to leave as they are, as globs: model.embed_tokens*, *.layers.0.*"
+    )
     grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient (0: no bound)")
     spike_sigmas: float = Field(
         0.0, ge=0, description="leave out a step that lies so many deviations above the last 128 (0: never; 6 is usual)"
     )
     rollbacks: int = Field(2, ge=0, description="how often a run that has gone astray may return to a checkpoint")
+    evaluate_every: int = Field(
+        0, ge=0, description="steps between measurements on the held-out rows (0: only before and after)"
+    )
+    patience: int = Field(
+        0, ge=0, description="stop after so many of them without a better one, and keep the best weights (0: never)"
+    )
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints (0: about twice a minute)")
     log_every: int = Field(10, gt=0, description="steps between points of the curves")
 

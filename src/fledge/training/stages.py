@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
-from fledge.core.artifact import Adapter, Artifact, Conversations, Model, Preferences, Records, RewardModel, Tokenizer
+from fledge.core.artifact import (
+    Adapter,
+    Artifact,
+    Conversations,
+    Model,
+    Preferences,
+    Records,
+    RewardModel,
+    Tokenizer,
+    Tokens,
+)
 from fledge.core.errors import Problem
 from fledge.core.job import Job
 from fledge.core.language import t
@@ -17,7 +27,7 @@ from fledge.core.stage import Estimate, Size, Stage
 from fledge.core.units import Bytes, Count
 from fledge.models.adapters import LoRA
 from fledge.models.shape import ModelShape
-from fledge.training.settings import TrainSettings, flops_per_token
+from fledge.training.settings import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, TrainSettings, flops_per_token
 
 FLOPS = 80e9  # a second and core, until this machine has been measured
 TOKENS_A_ROW = 150  # of a conversation, where nothing is known
@@ -28,12 +38,8 @@ class PretrainSettings(TrainSettings):
 
     lr: float = Field(3e-3, gt=0, description="peak learning rate (with muon: of embeddings, norms and biases)")
     warmup: float = Field(0.05, ge=0, description="warm-up: a share of all steps below 1, else a number of steps")
-    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
-        "linear", description="what follows the warm-up; wsd is constant, then a linear decay over the last fifth"
-    )
-    optimizer: Literal["adamw", "muon"] = Field(
-        "muon", description="adamw, or muon for the matrices inside the layers (Jordan, 2024) and adamw for the rest"
-    )
+    schedule: Schedule = Field("linear", description=SCHEDULES)
+    optimizer: Optimizer = Field("muon", description=OPTIMIZERS)
 
 
 class TuneSettings(TrainSettings):
@@ -55,7 +61,9 @@ class PreferenceSettings(TuneSettings):
 class Pretrain(Stage, use="train.pretrain", version=1):
     """A language model from scratch: text packed into rows, every token predicted from those before it."""
 
-    data: list[Ref[Records]] = Field(min_length=1, description="texts, or conversations read as text")
+    data: list[Ref[Tokens | Records]] = Field(
+        min_length=1, description="texts, or conversations read as text; or what data.pack made of them"
+    )
     tokenizer: Ref[Tokenizer] = Field(description="how text becomes tokens; it goes into the model's folder")
     model: ModelShape = Field(description="what to build")
     tokens: Count = Field(gt=0, description="tokens to train on, in all")

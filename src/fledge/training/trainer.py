@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +23,10 @@ from fledge.core.artifact import digest_of
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.events import Emitter
 from fledge.core.language import t
+from fledge.training.best import Best
 from fledge.training.checkpoint import Checkpoints
 from fledge.training.diagnosis import STEPS as DIAGNOSED
-from fledge.training.diagnosis import out_of_memory, symptoms
+from fledge.training.diagnosis import out_of_memory, symptoms, worse_on_held_out
 from fledge.training.loss_scale import LossScale
 from fledge.training.objective import Batch, BatchSource, Objective, Term, as_batch, rows_of, take
 from fledge.training.optimizer import build_optimizers, clip, set_lr
@@ -54,6 +55,9 @@ class Trainer:
     micro_batch: int = 0
     ranks: Ranks = field(default_factory=Ranks)
     device: str = "cpu"
+    activation_checkpointing: bool = False
+    held_out_loss: Callable[[], float] | None = None
+    """measured every `evaluate_every` steps"""
 
     def fit(self) -> dict[str, Any]:
         """Train; the models are changed in place. Gives the final loss, tokens seen and tokens a second.
@@ -61,7 +65,7 @@ class Trainer:
         Goes on from the newest whole checkpoint. Raises FledgeError when the run goes astray more often than it may
         return, and when a step does not fit into memory.
         """
-        trained = [self.models[name] for name in self.objective.trainable]
+        trained: list[Any] = [self.models[name] for name in self.objective.trainable]
         parameters = {
             f"{name}.{key}": parameter
             for name in self.objective.trainable
@@ -71,14 +75,13 @@ class Trainer:
         optimizers = build_optimizers(trained, self.settings)
         saver = _Saver(self, parameters, optimizers)
         progress = _Progress(self, saver.restore())
-        scale, stability = progress.scale, progress.stability
+        scale, stability, best = progress.scale, progress.stability, progress.best
         saver.save_first(progress.step, progress.state())
-        for name, model in self.models.items():
-            model.train(self.objective.dropout and name in self.objective.trainable)
+        self._prepare(trained)
 
         with _until_told_to_stop() as stop:
             step = progress.step
-            while step < self.steps:
+            while step < self.steps and not best.exhausted:
                 rate = set_lr(optimizers, lr_factor(step, self.steps, self.settings))
                 batch = as_batch(self.source.batch(step + stability.shift), self.device)
                 measured = self._accumulate(batch, step, scale.value)
@@ -93,12 +96,47 @@ class Trainer:
                     parameter.grad = None
                 progress.record(step, measured, norm, rate, self.objective.tokens(batch), trouble)
                 step = saver.return_from(step + 1, progress) if stability.astray else step + 1
+                if best.due(step) and not trouble:
+                    best.measured(step, self._on_held_out(step, progress), parameters, self.ranks.first)
                 saver.maybe_save(step, progress.state(), told_to_stop=stop.is_set())
                 if stop.is_set():
                     raise SystemExit(143)
+        self.ranks.wait()
+        best.restore(step, parameters)
+        for model in trained if self.activation_checkpointing else ():
+            model.gradient_checkpointing_disable()
         for model in self.models.values():
             model.eval()
-        return progress.summary()
+        return progress.summary(step)
+
+    def _prepare(self, trained: list[Any]) -> None:
+        """Models that are trained in training mode, if the objective has them drop out; the others as they answer."""
+        for name, model in self.models.items():
+            model.train(self.objective.dropout and name in self.objective.trainable)
+        for model in trained if self.activation_checkpointing else ():
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _on_held_out(self, step: int, progress: _Progress) -> float:
+        """The loss on held-out rows after `step` steps; said aloud where it has risen twice while training fell."""
+        if self.held_out_loss is None:
+            raise FledgeError(
+                Problem(
+                    t("there are no held-out rows to measure"),
+                    where="train.evaluate_every",
+                    fix=t("name them with held_out, or leave evaluate_every out"),
+                )
+            )
+        before = {name: model.training for name, model in self.models.items()}
+        for model in self.models.values():
+            model.eval()
+        value = self.held_out_loss()
+        for name, model in self.models.items():
+            model.train(before[name])
+        self.events.metric("held_out_loss", value, step)
+        trained = progress.recent[-1] if progress.recent else value
+        if progress.best.waited and trained < progress.best.value:
+            progress.tell("over-fits", worse_on_held_out(progress.best.value, value, trained))
+        return value
 
     def _accumulate(self, batch: Batch, step: int, scale: float = 1.0) -> dict[str, float]:
         """Gradients of the whole batch times `scale`, a micro-batch at a time; the terms' values over all rows and
@@ -243,6 +281,7 @@ class _Progress:
         self.tokens = int(state.get("tokens", 0))
         self.recent: deque[float] = deque(state.get("recent", ()), maxlen=RECENT)
         self.stability = Stability(trainer.settings, state)
+        self.best = Best(trainer.settings, trainer.checkpoints, state)
         self.told: set[str] = set()
         self.curve: deque[tuple[float, float]] = deque(maxlen=DIAGNOSED)
         self.scale = LossScale(trainer.settings.dtype, state.get("loss_scale"), int(state.get("whole_steps", 0)))
@@ -292,9 +331,13 @@ class _Progress:
             return
         losses, norms = zip(*self.curve, strict=True)
         for name, message in symptoms(losses, norms, rate, self.trainer.settings.grad_clip):
-            if name not in self.told:
-                self.told.add(name)
-                self.trainer.events.message(message, "warning")
+            self.tell(name, message)
+
+    def tell(self, name: str, message: str) -> None:
+        """Warn, once."""
+        if message and name not in self.told:
+            self.told.add(name)
+            self.trainer.events.message(message, "warning")
 
     @property
     def rate(self) -> float:
@@ -304,18 +347,19 @@ class _Progress:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
         counters = {"tokens": self.tokens, "recent": list(self.recent)}
-        return counters | self.stability.state() | self.scale.state()
+        return counters | self.stability.state() | self.scale.state() | self.best.state()
 
-    def summary(self) -> dict[str, Any]:
-        """The metrics of the whole run."""
+    def summary(self, steps: int) -> dict[str, Any]:
+        """The metrics of the whole run, which ended after `steps`."""
         final = sum(self.recent) / len(self.recent) if self.recent else float("nan")
         return {
             "final_loss": final,
-            "steps": self.trainer.steps,
+            "steps": steps,
             "tokens": self.tokens,
             "tokens_per_second": round(self.rate, 1),
             "skipped_steps": self.stability.skipped,
             "rollbacks": self.stability.rollbacks,
+            **self.best.summary(),
         }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.core.artifact import Artifact, Model, RewardModel
@@ -52,15 +53,17 @@ def sft(stage: SFT, job: Job) -> Model:
     held_out = run.conversations(stage.held_out, stage.held_out_rows) if stage.held_out else []
     metrics: dict[str, Any] = {"rows": len(rows), "dropped_rows": source.dropped}
 
+    def loss() -> float:
+        found, metrics["held_out_tokens"] = answer_loss(policy.model, renderer, held_out, length, stage.train.dtype)
+        return found
+
     def measure(name: str) -> None:
         if held_out:
             job.events.message(t("measuring the loss on {count} held-out conversations", count=len(held_out)))
-            metrics[name], metrics["held_out_tokens"] = answer_loss(
-                policy.model, renderer, held_out, length, stage.train.dtype
-            )
+            metrics[name] = loss()
 
     measure("answer_loss_before")
-    metrics |= run.fit(Chat(), policy, source, len(source))
+    metrics |= run.fit(Chat(), policy, source, len(source), loss if held_out else None)
     measure("answer_loss")
     if held_out and (
         warning := worse_on_held_out(metrics["answer_loss_before"], metrics["answer_loss"], metrics["final_loss"])
@@ -78,14 +81,19 @@ def reward(stage: RewardModelling, job: Job) -> RewardModel:
     pairs = run.contests(renderer, [stage.data], length)
     source = PreferenceBatches([c.pair for c in pairs], stage.train.batch_size, length, pad, job.rng_seed("order"))
     metrics: dict[str, Any] = {"pairs": len(pairs), "dropped_pairs": source.dropped}
-    metrics |= run.fit(Reward(), policy, source, len(source))
-    if stage.held_out:
-        held = run.contests(renderer, [stage.held_out], length, stage.held_out_rows)
+    held = run.contests(renderer, [stage.held_out], length, stage.held_out_rows) if stage.held_out else []
+
+    def margins() -> Tensor:
         with run.autocast():
             found = ask(held, pad, lambda batch: scores(policy.model, batch), run.device)
+        return found[:, 0] - found[:, 1]
+
+    metrics |= run.fit(Reward(), policy, source, len(source), ranking_loss(margins) if held else None)
+    if held:
+        with run.autocast():
             start = load_model(path, "float32", run.device)
             before = ask(held, pad, lambda batch: answer_logprobs(start, batch), run.device)
-        metrics |= {"held_out_pairs": len(held), **accuracy(found[:, 0] - found[:, 1], held), **baselines(before, held)}
+        metrics |= {"held_out_pairs": len(held), **accuracy(margins(), held), **baselines(before, held)}
     if job.rank == 0:
         save_model(policy.model, policy.tokenizer, job.out, renderer.template)
     return RewardModel(job.out, {**policy.parameters, **metrics})
@@ -109,12 +117,23 @@ def dpo(stage: DirectPreferences, job: Job) -> Model:
             return ask(held, pad, lambda batch: answer_logprobs(policy.model, batch), run.device)
 
     before = logprobs() if held else torch.zeros(0, 2)
-    metrics |= run.fit(DPO(stage.beta), policy, WithReference(source, known), len(source))
-    if held:
+
+    def margins() -> Tensor:
         gained = stage.beta * (logprobs() - before)  # implicit rewards, (N, 2)
-        metrics |= {"held_out_pairs": len(held), **accuracy(gained[:, 0] - gained[:, 1], held)}
-        metrics |= {**baselines(before, held), "held_out_margin": float((gained[:, 0] - gained[:, 1]).mean())}
+        return gained[:, 0] - gained[:, 1]
+
+    loss = ranking_loss(margins) if held else None
+    metrics |= run.fit(DPO(stage.beta), policy, WithReference(source, known), len(source), loss)
+    if held:
+        found = margins()
+        metrics |= {"held_out_pairs": len(held), **accuracy(found, held)}
+        metrics |= {**baselines(before, held), "held_out_margin": float(found.mean())}
     return policy.save(job, metrics, renderer.template)
+
+
+def ranking_loss(margins: Callable[[], Tensor]) -> Callable[[], float]:
+    """The mean of −log σ(margin) in nats, of margins measured when it is asked for."""
+    return lambda: float(-F.logsigmoid(margins()).mean())
 
 
 class _Run:
@@ -125,13 +144,21 @@ class _Run:
         self.device = device_of(job.execution)
         self.ranks = Ranks.join(job.rank, job.world, self.device)
 
-    def fit(self, objective: Objective, policy: Policy, source: BatchSource, steps_an_epoch: int) -> dict[str, Any]:
-        """Train for as many steps as the settings ask for."""
+    def fit(
+        self,
+        objective: Objective,
+        policy: Policy,
+        source: BatchSource,
+        steps_an_epoch: int,
+        held_out_loss: Callable[[], float] | None = None,
+    ) -> dict[str, Any]:
+        """Train for as many steps as the settings ask for, or until `held_out_loss` gets no better."""
         settings = self.settings
         steps = settings.steps or max(1, math.ceil(settings.epochs * steps_an_epoch))
         trainer = Trainer(
             objective, {"model": policy.model}, source, settings, steps, self.job.rng_seed("steps"), self.job.events,
             self.job.work / "checkpoints", self.micro_batch(policy), self.ranks, self.device,
+            self.job.execution.activation_checkpointing == "on", held_out_loss,
         )  # fmt: skip
         metrics = trainer.fit()
         if metrics["tokens_per_second"]:
@@ -190,8 +217,8 @@ class _Run:
 
     def autocast(self) -> Any:
         """The arithmetic of the training steps."""
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
+        kind, dtype = torch.device(self.device).type, getattr(torch, self.settings.dtype)
+        return torch.autocast(kind, dtype, enabled=dtype != torch.float32)
 
     def _read(self, ref: Ref[Any], kind: str, limit: int | None) -> list[Any]:
         source: Artifact = self.job.open(ref)

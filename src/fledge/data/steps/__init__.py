@@ -14,26 +14,53 @@ from pydantic import PlainSerializer, PlainValidator, ValidationError
 
 from fledge.core.errors import did_you_mean
 from fledge.data.steps.base import CorpusStep, Filter, RecordStep, Refused, Rejected, Sketches, Step
-from fledge.data.steps.duplicates import ExactDedup, NearDedup
+from fledge.data.steps.check import Check
+from fledge.data.steps.classify import Classify
+from fledge.data.steps.decontaminate import Decontaminate
+from fledge.data.steps.density import Density
+from fledge.data.steps.duplicates import ExactDedup, NearDedup, SimHashDedup
+from fledge.data.steps.extract import Extract
+from fledge.data.steps.harm import Harm
 from fledge.data.steps.language import Language
 from fledge.data.steps.normalize import Normalize
+from fledge.data.steps.perplexity import Perplexity
 from fledge.data.steps.pii import PII
 from fledge.data.steps.quality import Quality
+from fledge.data.steps.repeats import LineDedup, SubstringDedup
+from fledge.data.steps.rules import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from fledge.data.steps.spelling import Spelling
+from fledge.data.steps.url import URL
 
 __all__ = [
     "PII",
+    "URL",
+    "C4Quality",
+    "Check",
+    "Classify",
     "CorpusStep",
+    "Decontaminate",
+    "Density",
     "ExactDedup",
+    "Extract",
     "Filter",
+    "FineWebQuality",
+    "GopherQuality",
+    "GopherRepetition",
+    "Harm",
     "Language",
+    "LineDedup",
     "NearDedup",
     "Normalize",
+    "Perplexity",
     "Quality",
     "RecordStep",
     "Refused",
     "Rejected",
+    "SimHashDedup",
     "Sketches",
+    "Spelling",
     "Step",
+    "SubstringDedup",
     "all_steps",
     "read_step",
     "write_step",

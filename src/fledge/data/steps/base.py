@@ -103,21 +103,24 @@ class Sketches:
     def __init__(self, files: list[Path], starts: list[int], rows: int, scratch: Path) -> None:
         self.files, self.starts, self.rows, self.scratch = files, starts, rows, scratch
 
-    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """One table a chunk, `row` made global; `columns` reads some of them only."""
+    def tables(self, columns: list[str] | None = None, first: int = 0) -> Iterator[pa.Table]:
+        """One table a chunk, `row` counted from `first` on. Only `columns` are read, as far as they are looked at."""
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.ipc as ipc
 
         for file, start in zip(self.files, self.starts, strict=True):
-            with pa.OSFile(str(file)) as source:
-                table = ipc.open_file(source).read_all()
-            if columns is not None:
-                table = table.select(columns)
-            if "row" in table.column_names and start:
-                at = table.column_names.index("row")
-                table = table.set_column(at, "row", pc.add(table["row"], start))
-            yield table
+            with pa.memory_map(str(file)) as source:
+                with ipc.open_file(source) as batches:
+                    names = batches.schema.names if columns is None else columns
+                    wanted = ipc.IpcReadOptions(included_fields=[batches.schema.names.index(name) for name in names])
+                with ipc.open_file(source, options=wanted) as batches:
+                    for number in range(batches.num_record_batches):
+                        table = pa.Table.from_batches([batches.get_batch(number)])
+                        if "row" in names and start + first:
+                            at = table.schema.names.index("row")
+                            table = table.set_column(at, "row", pc.add(table["row"], start + first))
+                        yield table
 
 
 class CorpusStep(Step):
@@ -141,6 +144,13 @@ class CorpusStep(Step):
         """The verdicts, sorted by `row`. `earlier` are the sketches of corpora that came before (`against`): a row
         that repeats one of theirs goes, whatever its rank."""
         raise TypeError(f"{type(self).__name__} decides nothing")
+
+    def kept(self, sketch: pa.Table, verdicts: pa.Table) -> pa.Table:
+        """What an index keeps of a chunk's sketch (`keep_index`), given the verdicts on its rows: by default the lines
+        of rows that are not refused."""
+        import pyarrow.compute as pc
+
+        return sketch.filter(pc.invert(pc.is_in(sketch["row"], value_set=verdicts["row"].combine_chunks())))
 
     def apply(self, chunk: Chunk, verdicts: pa.Table, counts: Counter[str]) -> tuple[Chunk, Refused]:
         """The chunk behind the decision; `row` in `verdicts` is the position in the chunk."""

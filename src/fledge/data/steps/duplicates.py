@@ -1,60 +1,46 @@
-"""Duplicates: of texts that are the same, or nearly, one stays. A conversation is compared whole."""
+"""Duplicates: of texts that are the same, or nearly, one stays. A conversation is compared whole; the same text under
+two labels is two. Which one stays: one of an earlier corpus, the longest, that with the smallest hash of its id.
+"""
 
 from __future__ import annotations
 
-from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fledge.data.chunk import Chunk
 from fledge.data.steps.base import CorpusStep, Sketches
-from fledge.data.texts import units
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fledge.data.dedup.minhash import MinHash
+    from fledge.data.ngrams import Words64
+
 
 class ExactDedup(CorpusStep, name="exact_dedup"):
-    """Texts that differ in nothing but case, white space, punctuation and width are one; the longest stays, of
-    equally long ones that with the smallest id. The same text under two labels is two."""
+    """Texts that differ in nothing but case, white space, punctuation and width are one."""
 
     def sketch(self, chunk: Chunk) -> pa.Table:
         import pyarrow as pa
 
-        labels = chunk.rows["label"].to_pylist() if chunk.kind == "labelled" else [""] * len(chunk)
-        keys = [
-            _key(text, words, label)
-            for text, words, label in zip(chunk.texts, chunk.of_each(units), labels, strict=True)
-        ]
-        return pa.table(
-            {
-                "row": pa.array(range(len(chunk)), pa.int64()),
-                "key": pa.array(keys, pa.binary(16)),
-                "length": pa.array(map(len, chunk.texts), pa.int64()),
-                "id": pa.array(chunk.ids, pa.string()),
-            }
-        )
+        from fledge.data.dedup.corpora import rank_columns
+        from fledge.data.dedup.exact import keys
+
+        first, second, _ = keys(chunk.texts, _labels(chunk))
+        return pa.table({**rank_columns(chunk), "key": first, "check": second})
 
     def decide(self, sketches: Sketches, earlier: list[Sketches]) -> pa.Table:
-        before = {key for corpus in earlier for table in corpus.tables(["key"]) for key in table["key"].to_pylist()}
-        best: dict[bytes, tuple[int, str, int]] = {}  # key → (-length, id, row) of the one that stays
-        lines = [line for table in sketches.tables() for line in table.to_pylist()]
-        for line in lines:
-            rank = (-line["length"], line["id"], line["row"])
-            best[line["key"]] = min(best.get(line["key"], rank), rank)
-        verdicts = []
-        for line in lines:
-            if line["key"] in before:
-                verdicts.append((line["row"], "same text as in an earlier corpus", ""))
-            elif best[line["key"]][2] != line["row"]:
-                verdicts.append((line["row"], "same text", best[line["key"]][1]))
-        return verdict_table(verdicts)
+        from fledge.data.dedup.corpora import Corpora
+        from fledge.data.dedup.exact import same
+
+        corpora = Corpora(sketches, earlier)
+        return corpora.verdicts(*same(corpora), "same text")
 
 
 class NearDedup(CorpusStep, name="minhash"):
-    """Of nearly equal texts (MinHash, Broder, 1997; the setting of FineWeb, Penedo et al., 2024) one stays: the
-    longest, then that with the smallest id. See `data.near_duplicates`."""
+    """Of nearly equal texts one stays (MinHash, Broder, 1997; the setting of FineWeb, Penedo et al., 2024). See
+    `data.dedup.minhash`."""
 
     ngram: int = Field(5, ge=1, description="units in a shingle: words, or characters where words are not spaced")
     bands: int = Field(14, ge=1, description="bands of the signature")
@@ -64,52 +50,70 @@ class NearDedup(CorpusStep, name="minhash"):
     def sketch(self, chunk: Chunk) -> pa.Table:
         import pyarrow as pa
 
-        from fledge.data.near_duplicates import MinHash
+        from fledge.data.dedup.corpora import rank_columns
 
-        minhash, width = MinHash(self.ngram, self.bands, self.rows), 4 * self.bands * self.rows
-        signatures = [minhash.signature(text) for text in chunk.texts]
-        rows = [row for row, signature in enumerate(signatures) if signature is not None]
-        return pa.table(
-            {
-                "row": pa.array(rows, pa.int64()),
-                "signature": pa.array([s.tobytes() for s in signatures if s is not None], pa.binary(width)),
-                "length": pa.array([len(chunk.texts[row]) for row in rows], pa.int64()),
-                "id": pa.array([chunk.ids[row] for row in rows], pa.string()),
-            }
+        minhash = self._minhash()
+        rows, signatures = minhash.signatures(chunk.texts, _labels(chunk))
+        column = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(4 * minhash.places), len(rows), [None, pa.py_buffer(signatures.tobytes())]
         )
+        return pa.table(rank_columns(chunk)).take(pa.array(rows)).append_column("signature", column)
 
     def decide(self, sketches: Sketches, earlier: list[Sketches]) -> pa.Table:
-        import numpy as np
+        from fledge.data.dedup.corpora import Corpora
+        from fledge.data.dedup.minhash import clusters
 
-        from fledge.data.near_duplicates import MinHash, clusters, ranking
+        corpora = Corpora(sketches, earlier)
+        rows, labels = clusters(self._minhash(), corpora, self.threshold)
+        return corpora.verdicts(rows, corpora.best_of(rows, labels), "nearly the same text")
 
-        lines = [line for table in sketches.tables() for line in table.to_pylist()]
-        if not lines:
-            return verdict_table([])
-        signatures = np.stack([np.frombuffer(line["signature"], dtype=np.uint32) for line in lines])
-        minhash = MinHash(self.ngram, self.bands, self.rows)
-        leaders = clusters(
-            minhash, signatures, ranking([(line["length"], line["id"]) for line in lines]), self.threshold
-        )
-        return verdict_table(
-            [
-                (lines[i]["row"], "nearly the same text", lines[leader]["id"])
-                for i, leader in enumerate(leaders.tolist())
-                if leader != i
-            ]
-        )
+    def _minhash(self) -> MinHash:
+        from fledge.data.dedup.minhash import MinHash
+
+        return MinHash(self.ngram, self.bands, self.rows)
 
 
-def verdict_table(verdicts: list[tuple[int, str, str]]) -> pa.Table:
-    """(row, reason, value) as what `CorpusStep.apply` reads, sorted by row."""
-    import pyarrow as pa
+class SimHashDedup(CorpusStep, name="simhash"):
+    """Of texts whose 64-bit fingerprints differ in few places one stays (SimHash, Charikar, 2002). It wants less disk
+    than minhash and sees less: for long texts that differ little. See `data.dedup.simhash`."""
 
-    columns = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("value", pa.string())])
-    return pa.Table.from_pylist(
-        [dict(zip(columns.names, verdict, strict=True)) for verdict in sorted(verdicts)], columns
+    ngram: int = Field(3, ge=1, description="units in a gram: words, or characters where words are not spaced")
+    distance: int = Field(3, ge=0, le=16, description="places in which two fingerprints may differ")
+    blocks: int = Field(
+        6, ge=1, le=32, description="pieces of a fingerprint, more than distance: more tables, fewer candidates in each"
     )
 
+    @model_validator(mode="after")
+    def _blocks_suffice(self) -> Self:
+        if self.blocks <= self.distance:
+            raise ValueError("blocks must be more than distance")
+        return self
 
-def _key(text: str, words: list[str], label: str) -> bytes:
-    normal = " ".join(words) or text
-    return blake2b(f"{normal}\x1f{label}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    def sketch(self, chunk: Chunk) -> pa.Table:
+        import pyarrow as pa
+
+        from fledge.data.dedup.corpora import rank_columns
+        from fledge.data.dedup.simhash import simhashes
+
+        rows, words = simhashes(chunk.texts, self.ngram, _labels(chunk))
+        return pa.table(rank_columns(chunk)).take(pa.array(rows)).append_column("simhash", pa.array(words))
+
+    def decide(self, sketches: Sketches, earlier: list[Sketches]) -> pa.Table:
+        from fledge.data.dedup.corpora import Corpora
+        from fledge.data.dedup.simhash import clusters
+
+        corpora = Corpora(sketches, earlier)
+        rows, labels = clusters(corpora, self.distance, self.blocks)
+        return corpora.verdicts(rows, corpora.best_of(rows, labels), "nearly the same text")
+
+
+def _labels(chunk: Chunk) -> Words64 | None:
+    """(n,) a number for each row's label; None where rows have none."""
+    if chunk.kind != "labelled":
+        return None
+    import numpy as np
+
+    from fledge.data.ngrams import hash64
+
+    labels = chunk.rows["label"].to_pylist()
+    return np.fromiter((hash64(label or "") for label in labels), dtype=np.uint64, count=len(labels))

@@ -8,10 +8,12 @@ from collections import Counter
 from pydantic import Field, field_validator
 
 from fledge.core.errors import did_you_mean
+from fledge.data.chunk import Chunk
+from fledge.data.measures import measures
 from fledge.data.quality import RULES, broken_rule
-from fledge.data.steps.base import RecordStep, Rejected
+from fledge.data.steps.base import RecordStep, Refused, Rejected
 from fledge.data.texts import letters, text_of
-from fledge.records.kinds import Conversation, Document, Message, Preference, Prompt, Rating, Record, texts
+from fledge.records.kinds import Conversation, Message, Preference, Prompt, Rating, Record, texts
 
 CHAT_RULES = ("empty_text", "no_answer", "repeated_turns", "letters", "one_character", "same_answers")
 _RUN = re.compile(r"(\S)\1{59,}")
@@ -32,10 +34,14 @@ class Quality(RecordStep, name="quality"):
                 raise ValueError(f'there is no rule "{rule}" {did_you_mean(rule, (*RULES, *CHAT_RULES))}'.rstrip())
         return skip
 
+    def __call__(self, chunk: Chunk, counts: Counter[str]) -> tuple[Chunk, Refused]:
+        if chunk.kind != "documents":
+            return super().__call__(chunk, counts)
+        skip, rows = frozenset(self.skip), zip(measures(chunk), chunk.languages, strict=True)
+        broken = [broken_rule(measured, language, skip, self.min_units) for measured, language in rows]
+        return chunk, {row: Rejected(*verdict) for row, verdict in enumerate(broken) if verdict}
+
     def look(self, record: Record, counts: Counter[str]) -> Record | Rejected:
-        if isinstance(record, Document):
-            broken = broken_rule(record.text, record.language, frozenset(self.skip), self.min_units)
-            return Rejected(*broken) if broken else record
         for rule, value in _broken(record):
             if rule not in self.skip:
                 return Rejected(rule, value)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fledge.core.artifact import Conversations
+from fledge.core.intervals import ratio_interval
 from fledge.core.job import Job
 from fledge.core.reference import Ref
 from fledge.core.units import Count
-from fledge.evaluation.intervals import ratio_interval
 from fledge.evaluation.tasks.base import Conclusion, Item, Number, Paired, Task, Tell
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from pydantic import Field
 
 from fledge.core.artifact import Prompts
 from fledge.core.errors import FledgeError, Problem
+from fledge.core.intervals import wilson
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.reference import Ref
 from fledge.core.units import Count
-from fledge.evaluation.intervals import wilson
 from fledge.evaluation.tasks.base import Conclusion, Item, Paired, Task, Tell
 
 if TYPE_CHECKING:

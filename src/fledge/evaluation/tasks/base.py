@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from fledge.core.intervals import Interval
 from fledge.core.job import Job
 from fledge.core.reference import Ref
 from fledge.core.stage import Config
-from fledge.evaluation.intervals import Interval
 
 if TYPE_CHECKING:
     from fledge.evaluation.subject import Subject

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from fledge.core.artifact import Records
+from fledge.core.intervals import ratio_interval
 from fledge.core.job import Job
 from fledge.core.reference import Ref
 from fledge.core.units import Bytes
-from fledge.evaluation.intervals import ratio_interval
 from fledge.evaluation.tasks.base import Conclusion, Item, Number, Paired, Task, Tell
 
 if TYPE_CHECKING:

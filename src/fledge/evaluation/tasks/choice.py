@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fledge.core.errors import FledgeError, Problem, listing
+from fledge.core.intervals import wilson
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.reference import Outside, Source
 from fledge.core.units import Count
-from fledge.evaluation.intervals import wilson
 from fledge.evaluation.tasks.base import Conclusion, Item, Number, Paired, Task, Tell
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fledge.core.artifact import Model, Preferences, RewardModel
+from fledge.core.intervals import Interval, wilson
 from fledge.core.job import Job
 from fledge.core.reference import Ref
 from fledge.core.units import Count
-from fledge.evaluation.intervals import Interval, wilson
 from fledge.evaluation.tasks.base import Conclusion, Item, Number, Paired, Task, Tell
 
 if TYPE_CHECKING:

@@ -1,0 +1,223 @@
+"""What the rules of quality ask of one text, each counted when first asked for and never twice.
+
+    for m in measures(chunk): m.word_length, m.repeated_lines, m.repeated((5, 10))
+
+Lengths are counted in units (words, or characters of a script without spaces), shares of repetition in the units'
+characters, so that white space and punctuation neither dilute them nor need splitting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fledge.data.texts import units
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fledge.data.chunk import Chunk
+
+_BULLET = re.compile(r"[-*•●▪◦‣·–]\s*\S")  # numbered lines are steps and clauses: manuals and laws
+_ELLIPSIS = re.compile(r"\.{3,}|…+")
+_ENDS = tuple(".!?\"'”’…。！？；：」』）)】》")
+_MARK = re.compile(r"(?<!\w)([^\w\s])\1*|([^\w\s])\2*(?!\w)")  # at the edge of a word; equal ones as one
+_PARAGRAPH = re.compile(r"\n\s*\n")
+
+
+def measures(chunk: Chunk) -> list[Measures]:
+    """One for each row, shared by all steps; the units are those that `chunk.of_each(units)` gives others."""
+    words, found = chunk.of_each(units), chunk.of_each(Measures)
+    for measured, of_text in zip(found, words, strict=True):
+        measured.units = of_text
+    return found
+
+
+class Measures:
+    """Of one text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def units(self) -> list[str]:
+        return units(self.text)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """Stripped, without the empty ones."""
+        return [line for line in map(str.strip, self.text.split("\n")) if line]
+
+    @cached_property
+    def paragraphs(self) -> list[str]:
+        """What stands between empty lines."""
+        return [part for part in map(str.strip, _PARAGRAPH.split(self.text)) if part]
+
+    @cached_property
+    def lettered(self) -> float:
+        """Share of units with a letter in them."""
+        return 1 - sum(map(str.isdecimal, self.units)) / len(self.units) if self.units else 0.0
+
+    @cached_property
+    def lettered_with_marks(self) -> float:
+        """The same where punctuation around words is units too, much as it is for spaCy and so for datatrove."""
+        return self.lettered * len(self.units) / max(1, len(self.units) + len(_MARK.findall(self.text)))
+
+    @cached_property
+    def word_length(self) -> float:
+        """Mean characters of a unit."""
+        return self.characters / max(1, len(self.units))
+
+    @cached_property
+    def characters(self) -> int:
+        """Of all units together."""
+        return sum(map(len, self.units))
+
+    @cached_property
+    def symbols(self) -> float:
+        """Hash signs or ellipses, whichever are more, per unit."""
+        marks = max(self.text.count("#"), len(_ELLIPSIS.findall(self.text)))
+        return marks / max(1, len(self.units))
+
+    @cached_property
+    def bullets(self) -> float:
+        """Share of lines that begin with a bullet."""
+        return self._share(map(_BULLET.match, self.lines))
+
+    @cached_property
+    def ellipses(self) -> float:
+        """Share of lines that end in an ellipsis."""
+        return self._share(line.endswith(("...", "…")) for line in self.lines)
+
+    @cached_property
+    def ended(self) -> float:
+        """Share of lines that end in punctuation."""
+        return self._share(line.endswith(_ENDS) for line in self.lines)
+
+    @cached_property
+    def line_breaks(self) -> float:
+        """Line breaks per unit; empty lines do not count."""
+        return (len(self.lines) - 1) / max(1, len(self.units))
+
+    @cached_property
+    def repeated_lines(self) -> float:
+        """Share of characters in lines that stood before; headings and other short lines may recur."""
+        again = duplicates([line for line in self.lines if len(line) > 10])[1]
+        return again / max(1, sum(map(len, self.lines)))
+
+    @cached_property
+    def duplicate_lines(self) -> tuple[float, float]:
+        """(share of lines, share of characters in lines) that stood before."""
+        return self._shares(self.lines)
+
+    @cached_property
+    def duplicate_paragraphs(self) -> tuple[float, float]:
+        """(share of paragraphs, share of characters in paragraphs) that stood before."""
+        return self._shares(self.paragraphs)
+
+    def short_lines(self, characters: int) -> float:
+        """Share of lines of at most so many characters."""
+        return self._share(len(line) <= characters for line in self.lines)
+
+    def stop_words(self, words: frozenset[str]) -> int:
+        """How many different ones of them occur."""
+        return len(words.intersection(self.units))
+
+    def top(self, n: int) -> float:
+        """Share of the characters that the most frequent n-gram takes, where it occurs three times or more."""
+        import numpy as np
+
+        grams = self._grams(n)
+        if len(grams) < 3:
+            return 0.0
+        ordered = np.sort(grams)
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        times = np.diff(starts, append=len(ordered))
+        most = int(times.max())
+        if most < 3:
+            return 0.0
+        at = np.flatnonzero(np.isin(grams, ordered[starts[times == most]]))
+        longest = int((self._ends[at + n] - self._ends[at]).max())
+        return min(1.0, most * longest / max(1, self.characters))
+
+    def repeated(self, sizes: Sequence[int]) -> Iterable[tuple[int, float]]:
+        """(n, share of the characters inside n-grams that stood before) for each n of `sizes`, in ascending order.
+
+        An n-gram can only stand twice where its first m units do: every size looks at what the one before left.
+        """
+        import numpy as np
+
+        left: NDArray[np.intp] | None = None  # positions of grams of the last size that occur more than once
+        for n in sorted(sizes):
+            grams = self._grams(n)
+            at = np.arange(len(grams)) if left is None else left[left < len(grams)]
+            if len(at) < 2:
+                left = at[:0]
+                yield n, 0.0
+                continue
+            here = grams[at]
+            order = np.argsort(here, kind="stable")
+            same = here[order][1:] == here[order][:-1]
+            again = at[order[1:][same]]  # stable: the first of equal grams is the one that stood first
+            twice = np.zeros(len(at), dtype=bool)
+            twice[order[1:][same]] = True
+            twice[order[:-1][same]] = True
+            left = at[twice]
+            yield n, self._covered(again, n)
+
+    def _covered(self, starts: NDArray[np.intp], n: int) -> float:
+        """Share of the characters inside the n-grams that begin there."""
+        import numpy as np
+
+        if not len(starts):
+            return 0.0
+        change = np.zeros(len(self.units) + 1, dtype=np.int64)
+        change[starts] += 1
+        change[starts + n] -= 1
+        inside = np.cumsum(change)[:-1] > 0
+        return float(np.diff(self._ends)[inside].sum() / max(1, self.characters))
+
+    def _grams(self, n: int) -> Any:
+        from fledge.data.ngrams import ngrams
+
+        return ngrams(self._hashes, n)
+
+    @cached_property
+    def _hashes(self) -> Any:
+        from fledge.data.ngrams import unit_hashes
+
+        return unit_hashes(self.units)
+
+    @cached_property
+    def _ends(self) -> Any:
+        """(units + 1,) where each unit begins, counted in characters of units; last, where all end."""
+        import numpy as np
+
+        ends = np.zeros(len(self.units) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, self.units), dtype=np.int64, count=len(self.units)), out=ends[1:])
+        return ends
+
+    def _share(self, tests: Iterable[object]) -> float:
+        return sum(map(bool, tests)) / max(1, len(self.lines))
+
+    @staticmethod
+    def _shares(parts: list[str]) -> tuple[float, float]:
+        times, characters = duplicates(parts)
+        return times / max(1, len(parts)), characters / max(1, sum(map(len, parts)))
+
+
+def duplicates(parts: Sequence[str]) -> tuple[int, int]:
+    """How many parts stood before, and their characters."""
+    if len(set(parts)) == len(parts):
+        return 0, 0
+    seen: set[str] = set()
+    times = characters = 0
+    for part in parts:
+        if part in seen:
+            times += 1
+            characters += len(part)
+        seen.add(part)
+    return times, characters
