@@ -1,7 +1,7 @@
 """The FineWeb order of filters on web pages: fledge's `data refine` against datatrove's own pipeline.
 
     python benchmarks/refine.py               # 5,000 pages and more, three runs a side
-    python benchmarks/refine.py --quick       # 800 pages, one run a side
+    python benchmarks/refine.py --quick       # a fifth of them, one run a side
 
 extract → language → Gopher repetition → Gopher quality → C4 → FineWeb quality → personal data, in two processes, on the
 same WARC files: pages of manuals that Debian ships as HTML (Python, PostgreSQL, Git, LibreOffice, and the Debian
@@ -34,6 +34,7 @@ from material import debian
 HERE = Path(__file__).resolve()
 SOURCES = HERE.parent.parent / "src"
 PROCESSES, FILES = 2, 8
+IN_WORDS = 0.85  # of the characters of a text; fledge takes shares of these, datatrove of all
 LEAST_SURE = 0.3  # of the language; FineWeb asks 0.65 of a larger model, of which this small one is a copy, less sure
 PACKAGES = {
     "python3.11-doc": "", "postgresql-doc-15": "", "git-doc": "", "libreoffice-help-en-us": "",
@@ -44,7 +45,7 @@ REQUIREMENTS = ("datatrove", "trafilatura>=1.8,<2", "lxml_html_clean", "warcio",
 STEPS = [
     {"extract": {}},
     {"language": {"allowed": ["en"], "model": "fasttext", "min_confidence": LEAST_SURE}},
-    {"gopher_repetition": {}},
+    {"gopher_repetition": {"repeated": {n: round((0.20 - n / 100) / IN_WORDS, 3) for n in range(5, 11)}}},
     {"gopher_quality": {"marks_are_words": True}},
     {"c4_quality": {}},
     {"fineweb_quality": {}},
@@ -211,7 +212,7 @@ def main() -> None:
     if arguments.peer:
         datatrove(*map(Path, arguments.peer), arguments.only_extract)
         return
-    home, every = peers.HOME / "refine", 7 if arguments.quick else 1
+    home, every = peers.HOME / "refine", 5 if arguments.quick else 1
     data = make(home / f"pages-{every}", every)
     total = int(data.with_suffix(".pages").read_text())
     python, work = peers.environment("datatrove-web", *REQUIREMENTS), home / "work"

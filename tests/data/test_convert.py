@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -45,6 +46,18 @@ def test_the_files_are_what_other_tools_read(run: Runner, tmp_path: Path) -> Non
         assert [row["output"] for row in csv.DictReader(file)] == ["再答", "a2"]
     table = pq.read_table(run(Convert(data="a", to="messages", file="parquet"), data).path / "data.parquet")
     assert table["messages"][1].as_py()[1]["content"] == "a2"
+
+
+def test_a_folder_of_datasets(run: Runner, tmp_path: Path) -> None:
+    """What `datasets.load_from_disk` looks for (version 5.2 opens such a folder), and back."""
+    out = run(Convert(data="a", to="messages", file="save_to_disk"), {"a": write(tmp_path / "a", CHATS)})
+    state = json.loads((out.path / "state.json").read_text("utf-8"))
+    (named,) = state["_data_files"]
+    with pa.OSFile(str(out.path / named["filename"])) as file:
+        rows = pa.ipc.open_stream(file).read_all().to_pylist()
+    assert [row["messages"][-1]["content"] for row in rows] == ["再答", "a2"]
+    assert {"_fingerprint", "_format_type", "_split"} <= state.keys() and (out.path / "dataset_info.json").is_file()
+    assert list(read(out, "conversations")) == CHATS and out.metrics["rows"] == 2
 
 
 def test_what_the_spelling_cannot_hold_is_kept_aside(run: Runner, tmp_path: Path) -> None:

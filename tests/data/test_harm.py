@@ -144,6 +144,115 @@ HARMLESS = [
     "An escort vehicle will guide the oversized truck through the city.",
     "Chemistry lesson: sodium explodes in water, so do not try this at home.",
 ]
+MORE_HARMFUL = [
+    "诚招网络博彩推广代理，高额返点，月入十万不是梦。",
+    "加V看小姐姐私房视频，十八禁福利，懂的来。",
+    "专业办理各类毕业证、学位证、驾驶证，先看样品后付款。",
+    "出一批K粉和摇头丸，有需要的加薇信。",
+    "你妈死了吧，狗东西，吃屎去吧。",
+    "我今晚就要拿刀捅死他，谁也别拦我。",
+    "想死的进群，我们约好一起跳楼。",
+    "信用卡代还提额套现，当天到账，花呗借呗都能套。",
+    "河南人都是骗子，滚回你们老家去，垃圾人种。",
+    "手工自制雷管和炸药，教程打包出售。",
+    "真钱棋牌游戏，首充送百分百，提款秒到。",
+    "幼女资源打包，百度云发货。",
+    "代孕包成功，包性别，供卵。",
+    "出售公民个人信息，开房记录、户籍查询。",
+    "大量收购对公账户、U盾，价格从优。",
+    "兼职打字员日结三百，先交押金后领任务。",
+    "想要丝袜美腿特殊服务的男士请联系。",
+    "你这种人就该被车撞死，垃圾。",
+    "氰化钾现货，无痛安乐，全国发货。",
+    "气枪铅弹、钢珠弓弩配件，支持货到付款。",
+    "Cheap Viagra and Cialis, no rx, ships worldwide!",
+    "I'm going to stab you tonight and no one will find your body.",
+    "All muslims are terrorists and should be exterminated.",
+    "Women are worthless whores who deserve to be raped.",
+    "Earn $5000 a week from home, no experience, just pay a small registration fee.",
+    "Hot singles want to hook up with you, XXX pics inside.",
+    "You're so ugly, nobody would miss you if you hanged yourself.",
+    "Selling high quality counterfeit euros and dollars, undetectable.",
+    "Join our VIP betting group, fixed matches 100% sure.",
+    "Pure MDMA crystals, stealth shipping, escrow accepted.",
+    "Step by step guide to building a pressure cooker bomb.",
+    "Send nudes and I'll pay you, no age limit.",
+    "Dirty jews control the banks, burn them all.",
+    "Claim your lottery winnings now, send your bank details and a processing fee.",
+    "AR-15 lower receivers with no serial, cash only, no paperwork.",
+]
+
+# Written when the lists were done. For them only everyday words (coke, massage) were taken out of the lists: this is
+# what a text from elsewhere meets.
+NEW_HARMFUL = [
+    "高仿人民币出售，手感逼真，可过验钞机，诚心要的加我。",
+    "招陪玩，美女大尺度，付费进群看全套。",
+    "专业查个人信息，手机定位，开房记录，价格面议。",
+    "老牌平台，电子棋牌真人视讯，首存即送八十八元。",
+    "内部渠道拿货，冰糖猪肉应有尽有，懂行的私聊。",
+    "黑人都是劣等的，应该杀光。",
+    "你这个废物，怎么还不去死，早点跳楼算了。",
+    "不想活了，有没有一起走的，找个没人的地方烧炭。",
+    "五连发猎枪，带消音器，全国发货，非诚勿扰。",
+    "教你在家自制炸弹，材料超市都能买到。",
+    "办证刻章，公司注销，加急当天取。",
+    "网贷逾期怎么办？内部渠道修复征信，当天见效，加微信。",
+    "狗日的东西，老子弄死你全家。",
+    "少妇约见，同城上门，不满意不收钱。",
+    "杀手服务，帮你解决仇人，先付一半定金。",
+    "Get your fake id today, undetectable, scannable, telegram only.",
+    "Immigrants are filthy parasites, get rid of them.",
+    "I hope you get cancer and die, you worthless cunt.",
+    "Looking for underage girls, send pics, I pay.",
+    "Top quality heroin, fast shipping, escrow, message me.",
+    "You should hang yourself, nobody would care.",
+    "Win real money at our casino, 200% welcome bonus, sign up now.",
+    "We recover lost crypto, just send a small upfront payment, guaranteed.",
+    "Untraceable ghost guns, ready to ship, cash only.",
+    "Watch hot teens xxx live on webcam free.",
+    "Gay people are a disease and should be wiped out.",
+    "I know where you live and I'm coming to shoot you.",
+    "Ricin recipe and step by step guide, pm me.",
+    "Stolen paypal accounts with balance, bulk discount.",
+    "Make $500 a day trading forex, no risk, guaranteed profit, act now.",
+]
+NEW_HARMLESS = [
+    "邮局出售纪念邮票，先到先得，需要的联系营业厅。",
+    "本店出售二手手机，支持货到付款，质量保证。",
+    "学校请各位家长加微信群，方便通知。",
+    "毕业证丢失后可以到学校申请补办学历证明。",
+    "他从小就喜欢打游戏，妈妈说他是废物，他很难过。",
+    "这家公司收购了三家软件企业，价格从优。",
+    "大夫说安眠药不能随便吃，需要处方。",
+    "奶奶做的冰糖猪肉特别好吃。",
+    "同城快递上门取件，当天到账。",
+    "女人和男人享有平等的权利，不应被歧视。",
+    "日本人和韩国人都喜欢吃泡菜。",
+    "打牌输了就请客吃饭，大家玩得很开心。",
+    "她的丝袜破了，只好去商店再买一双。",
+    "棋牌室禁止任何形式的赌钱行为。",
+    "电影里的杀手最后选择了自首。",
+    "公安机关收缴了一批气枪和弩，并予以销毁。",
+    "请勿向陌生人透露个人信息和银行卡密码。",
+    "理财有风险，投资需谨慎，高收益往往伴随高风险。",
+    "今年水果大丰收，批发价格比去年低。",
+    "新教程已经上传到网盘，需要的同学自行下载。",
+    "The pharmacy ships prescription drugs in discreet packaging.",
+    "Our shop sells rifles and ammo to licensed hunters only.",
+    "Teens spend five hours a day on their phones, a survey found.",
+    "Women in engineering are still rare, and they deserve better pay.",
+    "The fake diploma was discovered during a background check.",
+    "Jews and Muslims live side by side in the old town.",
+    "The casino hotel offers a free breakfast and a pool.",
+    "My grandmother left us an inheritance and a small house.",
+    "Coke is my favourite drink, in stock at every store.",
+    "He cracked the code after a step by step guide.",
+    "A massage at the spa costs sixty dollars; click here to book.",
+    "The forum post asked for tips on overclocking.",
+    "Crypto investors lost money when the exchange went bankrupt.",
+    "Steroids are prescribed for severe asthma.",
+    "The rifle club meets on Tuesday; sign up now for the safety course.",
+]
 JUDGE = Judge()
 
 
@@ -154,13 +263,19 @@ def flagged(text: str, judge: Judge = JUDGE) -> str:
 
 
 def test_precision_and_recall_on_sentences_of_both_languages() -> None:
-    assert len(HARMFUL) + len(HARMLESS) >= 80
-    found = [(text, category) for text, category in HARMFUL if flagged(text)]
+    """The sentences that the lists were made with: what must not get lost."""
+    harmful = [text for text, _ in HARMFUL] + MORE_HARMFUL
+    assert len(harmful) + len(HARMLESS) >= 150
+    missed = [text for text in harmful if not flagged(text)]
     wrong = [text for text in HARMLESS if flagged(text)]
-    missed = [text for text, _ in HARMFUL if not flagged(text)]
-    assert len(found) / len(HARMFUL) >= 0.95, missed
-    assert len(found) / (len(found) + len(wrong)) >= 0.97, wrong
+    assert len(missed) <= 0.05 * len(harmful), missed
+    assert len(wrong) <= 0.02 * len(HARMLESS), wrong
     assert sum(flagged(text) == category for text, category in HARMFUL) / len(HARMFUL) >= 0.9
+
+
+def test_on_new_sentences_a_list_of_words_is_worse_and_we_say_how_much() -> None:
+    found, wrong = sum(map(bool, map(flagged, NEW_HARMFUL))), sum(map(bool, map(flagged, NEW_HARMLESS)))
+    assert found / len(NEW_HARMFUL) >= 0.7 and found / (found + wrong) >= 0.85, (found, wrong)
 
 
 DISGUISED = [

@@ -291,3 +291,11 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, keys: dict[str,
         block["sources"][name]["data"] = str(tmp_path / "x.txt")
     with pytest.raises(FledgeError, match=said):
         from_values({"name": "x", "stages": {"m": block}})
+
+
+def test_raw_files_will_do_and_what_cannot_be_read_of_them_is_kept(tmp_path: Path, run: Runner) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "one"}\n{"text": "two"}\nnot JSON\n{"text": "three"}\n')
+    made = run(Mix(sources={"x": {"data": "x", "epochs": 1}}), {"x": Artifact(tmp_path / "x.jsonl")})
+    assert sorted(row.text for row in read(made, "documents")) == ["one", "three", "two"]
+    assert sum(n for reasons in made.metrics["rejected"].values() for n in reasons.values()) == 1
+    assert list((made.path / "rejected").glob("*.parquet"))

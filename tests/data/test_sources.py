@@ -5,12 +5,14 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import pytest
 
+import fledge.data.collect as collecting
 from fledge.core.errors import FledgeError
 from fledge.data.sources import reader_for
 from fledge.data.sources.latex import plain_latex
@@ -136,12 +138,30 @@ def test_a_dump_that_breaks_off_keeps_its_whole_pages(tmp_path: Path, run: Runne
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_dump_of_many_streams_is_read_in_spans(
+    tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    pages = [page(i, f"T{i}", f"Text {random.Random(i).random()} of number {i}. " * 20) for i in range(200)]
+    groups = ["".join(pages[at : at + 10]) for at in range(0, 200, 10)]
+    file = tmp_path / "zhwiki-20260101-pages-articles1.xml-p1p200.bz2"
+    file.write_bytes(b"".join(bz2.compress(part.encode()) for part in (HEAD, *groups, "</mediawiki>")))
+    whole = documents(run(Collect(kind="documents", sources=[str(file)])))
+    monkeypatch.setattr(collecting, "UNIT_BYTES", file.stat().st_size // 9)
+    monkeypatch.setattr(collecting, "WORTH", 0)
+    made = run(Collect(kind="documents", sources=[str(file)]), workers=workers)
+    assert documents(made) == whole and len(whole) == 200 and not refused(made)
+    assert whole[-1].language == "zh" and whole[-1].meta["url"].endswith("/T199")
+    assert len(list((run.home / "work2/collect").iterdir())) > 5 and made.metrics["files"] == 1
+
+
 def test_a_page_without_end_is_given_up(tmp_path: Path, run: Runner) -> None:
-    content = HEAD + page(1, "One", "Good text.") + page(2, "Two", "x" * 400_000)
+    good = [page(i, f"T{i}", "Good text. " * 90) for i in range(400)]  # together more than one page may have
+    content = HEAD + "".join(good) + page(400, "Two", "x" * 400_000)
     (tmp_path / "a.xml").write_text(content, encoding="utf-8")
     made = run(Collect(kind="documents", sources=[str(tmp_path / "a.xml")], max_row=50_000))
-    assert [d.text for d in documents(made)] == ["One\n\nGood text."]
-    assert refused(made)[0][0] == "is longer than a row may be"
+    assert [d.id for d in documents(made)] == [str(i) for i in range(400)]
+    assert [reason for reason, _ in refused(made)] == ["is longer than a row may be"]
 
 
 def test_wikitext_as_plain_text() -> None:

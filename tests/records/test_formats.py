@@ -452,6 +452,23 @@ def test_a_bad_turn_is_named(write: Write, turn: Any, reason: str) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
+        ({"messages": {"role": ["user", "assistant"], "content": ["q"]}}, '"messages" has lists of different lengths'),
+        ({"messages": ["q", ""]}, '"messages[1]" is empty'),
+        ({"conversation": [{"human": "q", "assistant": 3}]}, '"conversation[0].assistant" is a number'),
+        ({"messages": [{"role": "tool_call", "content": "{"}]}, '"messages[0].content" is not valid JSON'),
+        ({"instruction": "q", "output": "a", "history": 3}, '"history" is a number where a list is wanted'),
+        ({"instruction": "q", "output": "a", "history": [["q"]]}, '"history[0]" is not a pair of texts'),
+    ],
+)
+def test_a_conversation_in_another_spelling_names_its_fault_too(write: Write, row: Any, reason: str) -> None:
+    with pytest.raises(FledgeError) as error:
+        list(load(write("data.jsonl", row), "conversations"))
+    assert error.value.problems[0].what.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, '"chosen" and "rejected" are the same'),
         ({"chosen": "a", "rejected": "b"}, '"chosen" is not one answer after the same prompt'),
         ({"prompt": "q", "answers": ["a", "b"]}, '"scores" is nothing where a number is wanted'),
@@ -646,3 +663,13 @@ def test_a_record_that_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "whole or not at all"
     with pytest.raises(FledgeError, match='did you mean "alpaca"'):
         write_format([], "alpacca", tmp_path / "x.jsonl")
+
+
+def test_a_row_without_an_answer_does_not_make_prompts_of_conversations(write: Write) -> None:
+    """Every conversation could be read as a prompt with its answer; what most rows are decides."""
+    talk = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    file = write("data.jsonl", talk, talk, {"instruction": "no answer"}, talk, {"messages": talk["messages"][:1]})
+    assert detect(file).name == "messages"
+    assert (
+        detect(write("other.jsonl", {"prompt": "q"}, {"prompt": "r", "answer": "2"}, {"prompt": "s"})).kind == "prompts"
+    )

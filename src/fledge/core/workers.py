@@ -49,7 +49,8 @@ def spread(work: Callable[[T], R], items: Sequence[T], execution: Execution) -> 
 def _on_processes(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
     left = dict(enumerate(items))
     for attempt in range(1, TRIES + 1):
-        pool = _idle.pop(workers, None) or _started(workers)
+        pool: ProcessPoolExecutor | None = _idle.pop(workers, None)
+        pool = pool or _started(workers)
         try:
             for number, result in _as_completed(pool, work, left, 2 * workers):
                 del left[number]

@@ -24,7 +24,7 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.workers import spread
-from fledge.data.inputs import made_once, rows_of
+from fledge.data.inputs import made_once, rows_of, set_aside
 from fledge.data.packer import one_thread, plain_of
 from fledge.data.passes import ROWS, Rows, write_table
 from fledge.data.texts import UNSPACED
@@ -79,7 +79,8 @@ def chunk_corpus(data: Artifact, size: int, overlap: int, by: str, tokenizer: Pa
         for work in works:
             total.update(chunk_rows(work))
             writer.write_table(Rows(work.folder / ROWS).read("documents"))
-    return {key: total[key] for key in ("rows", "bytes", "documents", "cut")}
+    counts = {key: total[key] for key in ("rows", "bytes", "documents", "cut")}
+    return {**counts, "rejected": set_aside([job.work / "raw"], job.out)}
 
 
 def chunk_rows(work: Chunking) -> dict[str, Any]:

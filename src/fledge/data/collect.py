@@ -32,7 +32,7 @@ from fledge.data.texts import size_of
 from fledge.records.files import READERS, is_data
 from fledge.records.formats import Unusable, load
 from fledge.records.kinds import Conversation, Record, as_document, schema, to_row
-from fledge.records.packed import PACKED, Span, is_packed, spans, suffix_of
+from fledge.records.packed import PACKED, Span, is_packed, spans, streams, suffix_of
 from fledge.records.raw import Limits
 from fledge.records.rejects import Rejects, read_rejects
 from fledge.records.shards import ShardWriter, read_shard, shards_of
@@ -167,7 +167,7 @@ def _files_of(source: Outside, code: bool, skipped: Counter[str]) -> Iterator[tu
 
 
 def _cut(whole: Unit, files: list[tuple[str, str]]) -> Iterator[Unit]:
-    """Files one after another: small ones of the same reader together, a big one of lines in spans."""
+    """Files one after another: small ones of the same reader together, a big one in spans where it can be cut."""
     group: list[str] = []
     held, current = 0, ""
 
@@ -178,17 +178,24 @@ def _cut(whole: Unit, files: list[tuple[str, str]]) -> Iterator[Unit]:
     for name, reader in files:
         file = _there(_base(whole.source) / name)
         size = file.stat().st_size
-        in_spans = not reader and suffix_of(file) in _LINES and not is_packed(file) and size > 2 * UNIT_BYTES
-        if in_spans or reader != current or held >= UNIT_BYTES or len(group) >= UNIT_FILES:
+        parts = _spans_of(file, reader) if size > 2 * UNIT_BYTES else []
+        if len(parts) > 1 or reader != current or held >= UNIT_BYTES or len(group) >= UNIT_FILES:
             yield from grouped()
             group, held, current = [], 0, reader
-        if in_spans:
-            for span in spans(file, UNIT_BYTES):
-                yield replace(whole, files=(name,), span=span, bytes=span[1] - span[0])
+        if len(parts) > 1:
+            for span in parts:
+                yield replace(whole, reader=reader, files=(name,), span=span, bytes=span[1] - span[0])
         else:
             group.append(name)
             held += size
     yield from grouped()
+
+
+def _spans_of(file: Path, reader: str) -> list[Span]:
+    """The spans of a file of lines, or of a dump of many streams; none of any other."""
+    if not reader and suffix_of(file) in _LINES and not is_packed(file):
+        return spans(file, UNIT_BYTES)
+    return streams(file, UNIT_BYTES) if reader == "wikipedia" and file.suffix.lower() == ".bz2" else []
 
 
 def _base(source: Outside) -> Path:
@@ -273,7 +280,7 @@ def _records(unit: Unit, rejects: Rejects, scratch: Path, problems: list[Problem
 
 def _by_reader(unit: Unit, file: Path, base: Path, rejects: Rejects, scratch: Path) -> Iterator[Record]:
     scratch.mkdir()
-    setting = sources.Setting(base, rejects, unit.limits, scratch)
+    setting = sources.Setting(base, rejects, unit.limits, scratch, unit.span)
     for record in sources.reader(unit.reader)(file, setting):
         documents = unit.kind == "documents" and isinstance(record, Conversation)
         yield as_document(record) if documents else record  # type: ignore[arg-type]
@@ -282,7 +289,7 @@ def _by_reader(unit: Unit, file: Path, base: Path, rejects: Rejects, scratch: Pa
 
 def _lines_in(unit: Unit) -> int:
     """The lines of a span, for the places of those behind it."""
-    if unit.span is None:
+    if unit.span is None or unit.reader:
         return 0
     from fledge.records.packed import open_packed
 

@@ -1,4 +1,4 @@
-"""Records in another spelling: any file or folder as JSON lines, JSON, CSV or Parquet that other tools read."""
+"""Records in another spelling: any file or folder as JSON lines, JSON, CSV, Parquet, or a folder of `datasets`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fledge.core.language import t
 from fledge.records.kinds import Record
 from fledge.records.rejects import Rejects
 from fledge.records.shards import read
-from fledge.records.writers import KIND_OF_FORMAT, spelled, write_format
+from fledge.records.writers import KIND_OF_FORMAT, save_to_disk, spelled, write_format
 
 STEP = "convert"
 """The step's name among the rejected rows."""
@@ -20,7 +20,8 @@ UNSPEAKABLE = "the format cannot hold the record"
 
 
 def convert(data: Artifact, format: str, out: Path, ending: str, tell: Callable[[int], Any]) -> dict[str, Any]:
-    """Write the records of `data` to `out/data.<ending>` in the spelling `format`; returns the metrics.
+    """Write the records of `data` to `out/data.<ending>` (or as `save_to_disk` does) in the spelling `format`; returns
+    the metrics.
 
     A record that the spelling cannot hold whole (Alpaca a call of a tool, say) is set aside, not cut down. Raises
     FledgeError where not one can be written.
@@ -29,7 +30,6 @@ def convert(data: Artifact, format: str, out: Path, ending: str, tell: Callable[
 
     from fledge.records.kinds import to_row
 
-    file = out / f"data.{ending}"
     with Rejects(out) as rejects:
 
         def speakable() -> Iterator[Record]:
@@ -41,8 +41,13 @@ def convert(data: Artifact, format: str, out: Path, ending: str, tell: Callable[
                     rejects.add(STEP, UNSPEAKABLE, format, row, record.id)
                 tell(number)
 
-        rows = write_format(speakable(), format, file)
+        rows = (
+            save_to_disk(speakable(), format, out)
+            if ending == "save_to_disk"
+            else write_format(speakable(), format, out / f"data.{ending}")
+        )
         counts = rejects.counts
     if not rows:
         raise FledgeError(t('not one record can be written as "{name}"', name=format))
-    return {"rows": rows, "bytes": file.stat().st_size, "format": format, "rejected": counts}
+    size = sum(file.stat().st_size for file in out.glob("data*"))
+    return {"rows": rows, "bytes": size, "format": format, "rejected": counts}

@@ -57,6 +57,7 @@ _LEGAL = re.compile(
     re.IGNORECASE,
 )
 
+_ROWS = 3  # of a table that is one; fewer are a page laid out
 MAX_NESTING = 200
 """Elements deeper than this are left out: pages that nest on purpose."""
 
@@ -174,7 +175,7 @@ def _block(walk: _Walk, node: Any, tag: str, parent: int, group: int, kind: str,
 def _row(walk: _Walk, row: Any, number: int, group: int, depth: int) -> None:
     """A row of a table on one line; a row of a page that is laid out with tables cell by cell."""
     cells = [cell for cell in row.iter() if cell.tag in ("td", "th")]
-    if len(cells) == 1 or any(map(_is_layout, cells)):
+    if any(map(_is_layout, cells)):
         for cell in cells:
             walk.parents.append(number)
             at = len(walk.parents) - 1
@@ -192,7 +193,9 @@ def _row(walk: _Walk, row: Any, number: int, group: int, depth: int) -> None:
 
 def _is_layout(cell: Any) -> bool:
     """Whether a cell holds a part of the page rather than a value."""
-    return cell.css_first("table,ul,ol,pre,h1,h2,h3,h4") is not None or len(cell.css("p,div")) > 1
+    if cell.css_first("table,pre,h1,h2,h3,h4") is not None or len(cell.css("p,div,li")) > 3:
+        return True
+    return len(cell.text()) > 600
 
 
 def _close(walk: _Walk, parent: int, group: int, kind: str, level: int = 0) -> None:
@@ -281,8 +284,10 @@ def _kept(blocks: list[Block]) -> list[Block]:
         and furniture[_DIGITS.sub("0", block.text)] < 3  # the names of buttons, the panes of a forum
     ]
     for block in blocks:
-        block.good = block.kind in ("pre", "tr", "li") or (
-            block.kind != "h" and (block.words >= 12 or (block.words >= 3 and bool(_SENTENCE_END.search(block.text))))
+        block.good = (
+            block.kind in ("pre", "li")
+            or (block.kind == "tr" and len(lists[block.group]) >= _ROWS)
+            or (block.kind != "h" and (block.words >= 12 or (block.words >= 3 and _ends(block.text))))
         )
     good = [at for at, block in enumerate(blocks) if block.good]
     if not good:
@@ -312,6 +317,10 @@ def _is_boilerplate(block: Block) -> bool:
     if block.link_density > 0.6 and not (block.words > 25 and block.link_density < 0.8) and not block.group:
         return True
     return block.words < 40 and _LEGAL.search(block.text) is not None
+
+
+def _ends(text: str) -> bool:
+    return _SENTENCE_END.search(text) is not None
 
 
 def _leads(blocks: list[Block], at: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ def rows_of(data: Artifact, folder: Path, told: Callable[[int], Any] = lambda ro
             write_atomic(done, "{}")
         data = Artifact(folder)
     return kind, chunks_of(data)
+
+
+def set_aside(folders: Iterable[Path], out: Path) -> dict[str, dict[str, int]]:
+    """Keep what `rows_of` could not read below `out` as well. Returns the counts by step and reason."""
+    with Rejects(out) as rejects:
+        for folder in folders:
+            rejects.take_from(folder)
+    return rejects.reasons
 
 
 def made_once(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

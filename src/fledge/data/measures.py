@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 _BULLET = re.compile(r"[-*•●▪◦‣·–]\s*\S")  # numbered lines are steps and clauses: manuals and laws
 _ELLIPSIS = re.compile(r"\.{3,}|…+")
-_ENDS = tuple(".!?\"'”’…。！？；：」』）)】》")
+_ENDS = tuple(".!?\"'”’…。！？；：」』）】》")
 _MARK = re.compile(r"(?<!\w)([^\w\s])\1*|([^\w\s])\2*(?!\w)")  # at the edge of a word; equal ones as one
+_BASE = 0x9E3779B97F4A7C15
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
@@ -158,15 +159,15 @@ class Measures:
                 left = at[:0]
                 yield n, 0.0
                 continue
-            here = grams[at]
-            order = np.argsort(here, kind="stable")
-            same = here[order][1:] == here[order][:-1]
-            again = at[order[1:][same]]  # stable: the first of equal grams is the one that stood first
-            twice = np.zeros(len(at), dtype=bool)
-            twice[order[1:][same]] = True
-            twice[order[:-1][same]] = True
-            left = at[twice]
-            yield n, self._covered(again, n)
+            order = np.argsort(grams[at])
+            ordered = grams[at][order]
+            starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+            sizes_of = np.diff(starts, append=len(ordered))
+            several = np.zeros(len(at), dtype=bool)
+            several[order[np.repeat(sizes_of > 1, sizes_of)]] = True
+            left = at[several]
+            several[np.minimum.reduceat(order, starts)] = False  # the first of equal grams is new
+            yield n, self._covered(at[several], n)
 
     def _covered(self, starts: NDArray[np.intp], n: int) -> float:
         """Share of the characters inside the n-grams that begin there."""
@@ -181,15 +182,38 @@ class Measures:
         return float(np.diff(self._ends)[inside].sum() / max(1, self.characters))
 
     def _grams(self, n: int) -> Any:
-        from fledge.data.ngrams import ngrams
+        """(max(units - n + 1, 0),) a number for each n-gram, equal for equal ones, in order.
 
-        return ngrams(self._hashes, n)
+        Horner's rule modulo 2⁶⁴, from the size that was asked for last: two of N different grams collide with
+        probability about N² / 2⁶⁵.
+        """
+        import numpy as np
+
+        size, grams = self._last
+        if size > n:
+            size, grams = 1, self._numbers
+        for k in range(size, min(n, len(self.units))):
+            grams = grams[:-1] * np.uint64(_BASE) + self._numbers[k:]
+        if n > len(self.units):
+            return grams[:0]
+        self._last = n, grams
+        return grams
 
     @cached_property
-    def _hashes(self) -> Any:
-        from fledge.data.ngrams import unit_hashes
+    def _last(self) -> tuple[int, Any]:
+        return 1, self._numbers
 
-        return unit_hashes(self.units)
+    @cached_property
+    def _numbers(self) -> Any:
+        """(units,) a number for each unit, well mixed, equal for equal ones: their places in the text's vocabulary."""
+        import numpy as np
+
+        from fledge.data.ngrams import mix
+
+        place = {unit: number for number, unit in enumerate(dict.fromkeys(self.units))}
+        return mix(
+            np.fromiter(map(place.__getitem__, self.units), dtype=np.uint64, count=len(self.units)) + np.uint64(1)
+        )
 
     @cached_property
     def _ends(self) -> Any:

@@ -23,7 +23,7 @@ from fledge.core.language import t
 from fledge.core.workers import spread
 from fledge.data.chunk import Chunk
 from fledge.data.curriculum import buckets_of
-from fledge.data.inputs import made_once, rows_of
+from fledge.data.inputs import made_once, rows_of, set_aside
 from fledge.data.mixing import MANY_EPOCHS, Chosen, Wish, amounts, choose, in_order, weights_by_genre
 from fledge.data.ngrams import hash64
 from fledge.data.packer import one_thread, plain_of
@@ -39,7 +39,13 @@ if TYPE_CHECKING:
     from fledge.data.token_stages import Mix
 
 _BUCKET = 2**26  # bytes of text that are sorted at once
-FACTS = {"hash": "u8", "size": "i8", "bytes": "i8", "score": "f8", "language": "U16"}
+FACTS = {
+    "hash": "u8",
+    "size": "i8",
+    "bytes": "i8",
+    "score": "f8",
+    "language": "u8",
+}  # of the id and the language, a hash
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ class Mixer:
         wanted = amounts(self._wishes(sources), self.stage.budget, self.stage.temperature, self.stage.max_epochs)
         chosen = {name: self._choose(name, source, wanted[name]) for name, source in sources.items()}
         self._write(kind, sources, chosen)
-        return kind, self._metrics(sources, chosen)
+        rejected = set_aside((self.job.work / f"raw-{name}" for name in sources), self.job.out)
+        return kind, {**self._metrics(sources, chosen), "rejected": rejected}
 
     def _measure(self, name: str, data: Artifact) -> Measured:
         kind, chunks = rows_of(data, self.job.work / f"raw-{name}", self.job.events.progress)
@@ -237,18 +244,31 @@ def measure(work: Measuring) -> dict[str, Any]:
 
     def make(folder: Path) -> dict[str, Any]:
         chunk = Chunk(work.kind, work.rows.read(work.kind))
-        sizes = [size_of(record) for record in chunk.records]
+        sizes = _bytes(chunk)
         lengths = sizes if work.tokenizer is None else _tokens(chunk, work.tokenizer)
-        scores = [_number(record.meta.get(work.score)) if work.score else 0.0 for record in chunk.records]
+        scores = [0.0] * len(chunk)
+        if work.score:
+            metas = ({item["key"]: item["value"] for item in meta or []} for meta in chunk.rows["meta"].to_pylist())
+            scores = [_number(meta.get(work.score)) for meta in metas]
+        codes = {language: hash64(language or "") for language in set(chunk.languages)}
         values = {
             "hash": list(map(hash64, chunk.ids)), "size": lengths, "bytes": sizes, "score": scores,
-            "language": [language or "" for language in chunk.languages],
+            "language": [codes[language] for language in chunk.languages],
         }  # fmt: skip
         for fact, dtype in FACTS.items():
             np.save(folder / f"{fact}.npy", np.array(values[fact], dtype=dtype))
         return {"rows": len(chunk)}
 
     return made_once(work.folder, make)
+
+
+def _bytes(chunk: Chunk) -> list[int]:
+    """UTF-8 bytes of every record's texts."""
+    import pyarrow.compute as pc
+
+    if chunk.kind in ("documents", "labelled"):
+        return pc.fill_null(pc.binary_length(chunk.rows["text"]), 0).to_pylist()  # type: ignore[no-any-return]
+    return [size_of(record) for record in chunk.records]
 
 
 def _tokens(chunk: Chunk, tokenizer: Path) -> list[int]:

@@ -146,14 +146,13 @@ def _chances(hashes: Words64, seed: int, epoch: int) -> Words64:
 
 def _prefix(sizes: NDArray[np.int64], chances: Words64, limit: int) -> NDArray[np.int64]:
     """The first texts by chance that fit into `limit` together, then any later ones that still do."""
-    order = np.argsort(chances, kind="stable")
-    count = int(np.searchsorted(np.cumsum(sizes[order]), limit, side="right"))
-    taken, left = [order[:count]], limit - int(sizes[order[:count]].sum())
-    others = order[count:]
-    while len(others := others[sizes[others] <= left]):
-        taken.append(others[:1])
-        left -= int(sizes[others[0]])
-        others = others[1:]
+    others, left, taken = np.argsort(chances, kind="stable"), limit, [np.zeros(0, dtype=np.int64)]
+    while len(others):
+        count = int(np.searchsorted(np.cumsum(sizes[others]), left, side="right"))
+        taken.append(others[:count])
+        left -= int(sizes[taken[-1]].sum())
+        others = others[count:]
+        others = others[sizes[others] <= left]
     return np.concatenate(taken)
 
 

@@ -62,26 +62,6 @@ def jaccard(a: Words64, b: Words64) -> float:
     return shared / union if union else 0.0
 
 
-def repeated_share(grams: Words64, n: int) -> float:
-    """Share of a text's units that lie inside an n-gram which stood before in the text (0 to 1)."""
-    if len(grams) < 2:
-        return 0.0
-    _, first, inverse = np.unique(grams, return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[inverse] < np.arange(len(grams)))
-    change = np.zeros(len(grams) + n, dtype=np.int64)  # +1 where a gram begins that stood before, -1 behind its end
-    change[again] += 1
-    change[again + n] -= 1
-    return float(np.count_nonzero(np.cumsum(change)[:-1]) / (len(grams) + n - 1))
-
-
-def top_share(grams: Words64, n: int) -> float:
-    """Share of a text's units that the most frequent n-gram takes, where it occurs three times or more."""
-    if len(grams) < 2:
-        return 0.0
-    most = int(np.unique(grams, return_counts=True)[1].max())
-    return min(1.0, most * n / (len(grams) + n - 1)) if most > 2 else 0.0
-
-
 def places(sorted_set: Words64, values: Words64) -> NDArray[np.intp]:
     """Where in the sorted set those of the values stand that it holds."""
     if not len(sorted_set) or not len(values):

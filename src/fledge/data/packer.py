@@ -30,7 +30,7 @@ from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.workers import spread
 from fledge.data.batches import Ids
-from fledge.data.inputs import keep, made_once, rows_of
+from fledge.data.inputs import keep, made_once, rows_of, set_aside
 from fledge.data.packing import encode_all, plain
 from fledge.data.passes import Rows
 from fledge.data.rows import TOKENS, write_index
@@ -103,11 +103,13 @@ def pack(
         "rows": total["rows"], "tokens": total["tokens"],
     }  # fmt: skip
     write_index(job.out, [{key: s[key] for key in ("name", "rows", "tokens", "sha256")} for s in shards], facts)
+    rejected = set_aside((job.work / f"raw-{number}" for number in range(len(data))), job.out)
     return {
         "rows": total["rows"], "tokens": total["tokens"], "bytes": facts["text_bytes"],
         "documents": facts["documents"], "documents_cut": total["cut"], "documents_longer_than_a_row": total["long"],
         "share_cut": total["cut"] / facts["documents"], "pieces": total["pieces"], "context_tokens": total["context"],
         "fill": total["tokens"] / (total["rows"] * seq_len), "shards": len(shards), "seq_len": seq_len,
+        "rejected": rejected,
     }  # fmt: skip
 
 

@@ -24,16 +24,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.data.batches import IGNORED, B, Batch, BatchSource, Ids
+from fledge.data.batches import IGNORED, Batch, BatchSource, Ids
 from fledge.data.ngrams import Words64, mix
 
+T = TypeVar("T")
 INDEX, TOKENS = "index.json", "tokens"
 WINDOW = 4096  # places whose rows are computed together
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -211,18 +212,18 @@ def as_batch(ids: Ids, begins: NDArray[np.bool_]) -> Batch:
     return Batch(ids, labels, positions.reshape(ids.shape))
 
 
-class Prefetched(Generic[B]):
+class Prefetched(Generic[T]):
     """A source whose next batches are made by a thread while the caller computes. The batches are the source's own."""
 
-    def __init__(self, source: BatchSource[B], ahead: int = 2) -> None:
+    def __init__(self, source: BatchSource[T], ahead: int = 2) -> None:
         self.source, self.ahead = source, ahead
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._made: dict[int, Future[B]] = {}
+        self._made: dict[int, Future[T]] = {}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, step: int) -> B:
+    def batch(self, step: int) -> T:
         """The source's batch of the step; those of the next steps are begun."""
         wanted = range(step, step + 1 + self.ahead)
         for left in [s for s in self._made if s not in wanted]:

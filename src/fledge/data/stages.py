@@ -1,4 +1,4 @@
-"""The stages of this floor: collect, refine, convert, split, train a tokenizer."""
+"""The stages of this floor: collect, refine, convert, split."""
 
 from __future__ import annotations
 
@@ -125,14 +125,16 @@ class Split(Stage, use="data.split", version=1):
 
 
 class Convert(Stage, use="data.convert", version=1):
-    """Records in another spelling: one file that other tools read, and that fledge reads back as it was. A record that
+    """Records in another spelling: a file that other tools read, and that fledge reads back as it was. A record that
     the spelling cannot hold is kept as rejected."""
 
     data: Ref[Records] = Field(description="what to convert: any records, file or folder")
     to: Literal[
         "alpaca", "sharegpt", "messages", "preference", "ranking", "rating", "classification", "text", "prompt"
     ] = Field(description="the spelling; text takes conversations, too, as what was said in them")
-    file: Literal["jsonl", "json", "csv", "parquet"] = Field("jsonl", description="the kind of file")
+    file: Literal["jsonl", "json", "csv", "parquet", "save_to_disk"] = Field(
+        "jsonl", description="the kind of file; save_to_disk: a folder that the library datasets opens"
+    )
 
     def output_kinds(self) -> Mapping[str, type[Artifact]]:
         from fledge.records.writers import KIND_OF_FORMAT

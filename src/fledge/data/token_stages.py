@@ -114,7 +114,7 @@ class Mix(Stage, use="data.mix", version=1):
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         held = sum(sizes[s.data.text].bytes for s in self.sources.values() if s.data.text in sizes) or 1e7
         total = self.bytes or 4 * (self.tokens or 0) or held
-        seconds = (held + total) / machine.rate("data.mix", 10e6)
+        seconds = (held + total) / machine.rate("data.mix", 4e6)
         return Estimate((0.5 * seconds, 2 + 2 * seconds), (0.3e9, 1e9), 2 * total, {"": Size(total / 800, total)})
 
 
@@ -230,7 +230,7 @@ class ReportTokenizers(Stage, use="tokenizer.report", version=1):
     """Tokenizers side by side on one text: bytes a token, tokens a word or Chinese character, unknown tokens."""
 
     tokenizers: dict[str, Ref[Tokenizer]] = Field(
-        min_length=1, description="name: tokenizer, such as ours: tokenizer, qwen: a folder or hub:Qwen/Qwen3-0.6B"
+        min_length=1, description="name: tokenizer, such as ours: tokenizer, qwen: models/qwen3"
     )
     data: list[Ref[Records]] = Field(min_length=1, description="text to measure on; text not trained on is best")
     sample: Bytes = Field(4_000_000, ge=1, description="about so many bytes of it")

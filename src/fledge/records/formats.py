@@ -26,6 +26,7 @@ rejects with its line and the key that is wrong. `records.writers` is the way ba
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -85,7 +86,10 @@ class Format:
         under = {name: key for name, keys in known.items() for key in reversed(keys) if row.get(key) is not None}
         extra = {key: value for key, value in row.items() if key not in (*under.values(), *_COMMON_KEYS)}
         self._check_names(row, under, list(extra))
-        return self.build({name: row[key] for name, key in under.items()}, _common(row, extra))
+        try:
+            return self.build({name: row[key] for name, key in under.items()}, _common(row, extra))
+        except Misfit as misfit:
+            raise _in_the_rows_words(misfit, under) from None
 
     @property
     def needs(self) -> str:
@@ -104,6 +108,15 @@ class Format:
             if name not in under:
                 empty = next((key for key in names if key in row), None)
                 raise Misfit('"{key}" is empty' if empty else '"{key}" is missing', key=empty or names[0])
+
+
+def _in_the_rows_words(misfit: Misfit, under: Mapping[str, str]) -> Misfit:
+    """The misfit with the row's own key in place of the format's name for it: `conversation[0]`, not `messages[0]`."""
+    reason = misfit.reason
+    name, rest = re.match(r"(\w*)(.*)", str(reason.values.get("key", "")), re.DOTALL).groups()  # type: ignore[union-attr]
+    if under.get(name, name) == name:
+        return misfit
+    return Misfit(reason.sentence, **{**reason.values, "key": under[name] + rest})
 
 
 def _common(row: dict[str, Any], extra: dict[str, Any]) -> Common:
@@ -149,8 +162,8 @@ def _has_truth(row: dict[str, Any]) -> bool:
 FORMATS: tuple[Format, ...] = (
     Format(
         "preference", "preferences", spellings.preference,
-        {"chosen": ("chosen", "chosen_response", "preferred_output", "preferred", "accepted", "positive"),
-         "rejected": ("rejected", "rejected_response", "non_preferred_output", "dispreferred", "negative")},
+        {"chosen": ("chosen", "chosen_response", "preferred_output", "preferred", "accepted"),
+         "rejected": ("rejected", "rejected_response", "non_preferred_output", "dispreferred")},
         {"prompt": _PROMPT, "input": ("input",), **_OPENING},
     ),
     Format(
@@ -311,8 +324,9 @@ def _detect(file: Path, sample: list[RawRow], kind: str) -> Format:
         errors = ((row, row.error.said()) for row in sample[:_PROBLEMS] if row.error)
         raise Unusable(*(Problem(said, _full(file, row), row.found, fix=fix) for row, said in errors))
 
-    def votes(form: Format) -> int:
-        return sum(form.fits(row.value) or (form.name == "text" and isinstance(row.value, str)) for row in readable)
+    def votes(form: Format) -> float:
+        fit = sum(form.fits(row.value) or (form.name == "text" and isinstance(row.value, str)) for row in readable)
+        return fit / 2 if form.kind == "prompts" else fit  # most of what is answered could be read as a prompt, too
 
     best = max(wanted, key=votes)  # the first of equals
     if not votes(best):

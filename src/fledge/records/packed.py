@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -41,12 +42,12 @@ def is_packed(file: Path) -> bool:
 
 
 def open_packed(file: Path, limits: Limits, span: Span | None = None) -> BinaryIO:
-    """The content of a file as a buffered stream. `span` is for bare files. Raises OSError where it cannot be opened,
-    and while it is read one of `BROKEN`, or Bomb."""
+    """The content of a file as a buffered stream. `span` is for bare files and for whole streams of bzip2. Raises
+    OSError where it cannot be opened, and while it is read one of `BROKEN`, or Bomb."""
     if not is_packed(file):
         bare = file.open("rb")
         return bare if span is None else io.BufferedReader(_Part(bare, span), _BUFFER)
-    packed = file.open("rb")
+    packed: Any = file.open("rb") if span is None else _Part(file.open("rb"), span)
     return io.BufferedReader(_Unpacked(_unpacker(file, packed), packed, limits), _BUFFER)
 
 
@@ -100,8 +101,8 @@ class _Part(io.RawIOBase):
     """A span of a bare file."""
 
     def __init__(self, bare: BinaryIO, span: Span) -> None:
-        self.bare, (self.at, self.end) = bare, span
-        bare.seek(self.at)
+        self.bare, (self.start, self.end) = bare, span
+        self.at = bare.seek(self.start)
 
     def readable(self) -> bool:
         return True
@@ -111,6 +112,9 @@ class _Part(io.RawIOBase):
         size = cast(io.BufferedReader, self.bare).readinto(view)
         self.at += size
         return size
+
+    def tell(self) -> int:
+        return self.at - self.start
 
     def close(self) -> None:
         self.bare.close()
@@ -129,3 +133,30 @@ def spans(file: Path, size: int) -> list[Span]:
             found.append((start, stream.tell()))
             start = stream.tell()
     return [*found, (start, total)] if start < total or not found else found
+
+
+def streams(file: Path, size: int) -> list[Span]:
+    """A file of many bzip2 streams behind each other (MediaWiki's multistream dumps) cut into spans of about `size`
+    bytes, each of whole streams. A file of one stream is one span."""
+    total, start = file.stat().st_size, 0
+    found: list[Span] = []
+    with file.open("rb") as stream:
+        while total - start > 2 * size and (at := _next_stream(stream, start + size)):
+            found.append((start, at))
+            start = at
+    return [*found, (start, total)]
+
+
+_STREAM = re.compile(rb"BZh[1-9]1AY&SY")  # a stream's head and the first block's, 80 bits: not there by chance
+
+
+def _next_stream(file: BinaryIO, at: int) -> int:
+    """Where the next stream of bzip2 begins, from `at` on; 0 where there is none."""
+    file.seek(at)
+    held = b""
+    while piece := file.read(1 << 20):
+        if match := _STREAM.search(held + piece):
+            return at - len(held) + match.start()
+        at += len(piece)
+        held = (held + piece)[-9:]
+    return 0

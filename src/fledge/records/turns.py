@@ -35,8 +35,9 @@ def messages(key: str, value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message("user", text_at(key, value)),)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
-        lists = zip(*value.values(), strict=False)  # as `datasets` stores a sequence of objects
-        value = [dict(zip(value, turn, strict=True)) for turn in lists]
+        if len({len(column) for column in value.values()}) > 1:
+            raise Misfit('"{key}" has lists of different lengths', key=key)
+        value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]  # as `datasets` has
     if not isinstance(value, list):
         raise Misfit('"{key}" is {found} where a list of messages is wanted', key=key, found=kind_name(value))
     if not value:

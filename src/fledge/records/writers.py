@@ -1,4 +1,5 @@
-"""Records into raw files: the way back of `records.formats`, in every spelling and as JSON lines, JSON, CSV or Parquet.
+"""Records into raw files: the way back of `records.formats`, in every spelling and as JSON lines, JSON, CSV, Parquet
+or Arrow.
 
     write_format(records, "sharegpt", Path("chat.jsonl"))
 
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fledge.core.artifact import sha256_of, write_atomic
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
 from fledge.core.language import t
 from fledge.records.kinds import Conversation, Document, Labelled, Message, Preference, Prompt, Rating, Record
@@ -41,6 +43,20 @@ def write_format(records: Iterable[Record], format: str, file: Path) -> int:
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
+    return written
+
+
+def save_to_disk(records: Iterable[Record], format: str, folder: Path) -> int:
+    """Write records as a folder that `datasets.load_from_disk` opens: one Arrow file and two notes beside it."""
+    name = "data-00000-of-00001.arrow"
+    written = write_format(records, format, folder / name)
+    info = {"citation": "", "description": "", "homepage": "", "license": ""}
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name}], "_fingerprint": sha256_of(folder / name)[:16], "_format_columns": None,
+        "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None,
+    }  # fmt: skip
+    for file, said in (("dataset_info.json", info), ("state.json", state)):
+        write_atomic(folder / file, json.dumps(said, indent=2) + "\n")
     return written
 
 
@@ -211,22 +227,38 @@ def _csv(rows: Iterator[Values], format: str, file: Path) -> int:
 
 
 def _parquet(rows: Iterator[Values], format: str, file: Path) -> int:
-    """Rows of strings, numbers, structs and lists: `datasets` and polars read them as they are."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with pq.ParquetWriter(file, _schema(format), compression="zstd") as table:
+        return _tables(rows, format, table.write_table)
+
+
+def _arrow(rows: Iterator[Values], format: str, file: Path) -> int:
+    """The streaming format, which `datasets` maps into memory."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, _schema(format)) as table:
+        return _tables(rows, format, table.write_table)
+
+
+def _tables(rows: Iterator[Values], format: str, write: Callable[[pa.Table], Any]) -> int:
+    """Rows of strings, numbers, structs and lists: `datasets` and polars read them as they are."""
+    import pyarrow as pa
+
     columns, group = _schema(format), list[Values]()
-    with pq.ParquetWriter(file, columns, compression="zstd") as table:
 
-        def add(row: Values, number: int) -> None:
-            group.append({name: _plain(name, value) for name, value in row.items()})
-            if len(group) == _GROUP_ROWS:
-                table.write_table(pa.Table.from_pylist(group, schema=columns))
-                group.clear()
+    def flush() -> None:
+        write(pa.Table.from_pylist(group, schema=columns))
+        group.clear()
 
-        written = _counted(rows, add)
-        if group or not written:
-            table.write_table(pa.Table.from_pylist(group, schema=columns))
+    def add(row: Values, number: int) -> None:
+        group.append({name: _plain(name, value) for name, value in row.items()})
+        if len(group) == _GROUP_ROWS:
+            flush()
+
+    written = _counted(rows, add)
+    if group or not written:
+        flush()
     return written
 
 
@@ -268,5 +300,6 @@ FILES: dict[str, Callable[[Iterator[Values], str, Path], int]] = {
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
+    ".arrow": _arrow,
 }
 """File ending → how rows are written to it."""

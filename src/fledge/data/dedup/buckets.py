@@ -93,9 +93,9 @@ class Buckets:
             self._append(0, records)
             return
         key = records[(self.dtype.names or ())[0]]
-        number = (key << np.uint64(self.used)) >> np.uint64(64 - self.bits)
+        number = ((key << np.uint64(self.used)) >> np.uint64(64 - self.bits)).astype(np.uint16)  # is sorted by radix
         order = np.argsort(number, kind="stable")
-        ends = np.searchsorted(number[order], np.arange(1, 2**self.bits + 1, dtype=np.uint64))
+        ends = np.cumsum(np.bincount(number, minlength=2**self.bits))
         start = 0
         for bucket, end in enumerate(ends.tolist()):
             if end > start:

@@ -109,6 +109,13 @@ class Corpora:
         })  # fmt: skip
 
 
+def unique_pairs(parts: Sequence[Integers]) -> Integers:
+    """(m, 2) the pairs of all parts, sorted, each once."""
+    pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *parts])
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return pairs[np.diff(pairs, axis=0, prepend=-1).any(axis=1)]
+
+
 def components(pairs: Integers) -> tuple[Integers, Integers]:
     """The rows that occur in `pairs` (m, 2), sorted, and for each a label: the same where a chain of pairs joins them.
 

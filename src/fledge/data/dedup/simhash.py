@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fledge.data.dedup.buckets import Buckets, leaders, new_group
-from fledge.data.dedup.corpora import RANK, Corpora, components
+from fledge.data.dedup.corpora import RANK, Corpora, components, unique_pairs
 from fledge.data.dedup.units import Units
 from fledge.data.ngrams import Words64, mix
 
@@ -53,11 +53,10 @@ def clusters(corpora: Corpora, distance: int, blocks: int) -> tuple[Integers, In
         for number, mask in enumerate(tables):
             records["key"] = mix((records["bits"] & mask) ^ mix(np.full(1, number, dtype=np.uint64)))
             buckets.add(records.copy())
-    found = [np.zeros((0, 2), dtype=np.int64)]
+    found: list[Integers] = []
     for records in buckets.groups():
-        found += _near(records, distance)
-        found = [np.unique(np.concatenate(found), axis=0)]
-    pairs = found[0]
+        found = [unique_pairs([*found, *_near(records, distance)])]
+    pairs = unique_pairs(found)
     return components(pairs[(pairs >= corpora.first).any(axis=1)])
 
 

@@ -48,7 +48,7 @@ class Units:
     @classmethod
     def of(cls, texts: Sequence[str]) -> Units:
         """The units of each text."""
-        plain = np.fromiter((text.isascii() for text in texts), dtype=np.bool_, count=len(texts))
+        plain = np.fromiter(map(str.isascii, texts), dtype=np.bool_, count=len(texts))
         found: list[tuple[Integers, Units]] = []
         for rows, read in ((np.flatnonzero(plain), _ascii), (np.flatnonzero(~plain), _beyond_ascii)):
             if len(rows):
@@ -131,9 +131,10 @@ def _of_points(points: Points, begins: Integers) -> Units:
     classes = _class_table()[points]
     words, singles = classes == _WORD, classes == _SINGLE
     starts, ends = _edges(words)
-    data = np.where(words, points, np.uint32(0)).astype("<u4").tobytes().decode("utf-32-le").encode()
+    data = points[words].astype("<u4").tobytes().decode("utf-32-le").encode()  # the words, one behind the other
     place = np.flatnonzero((np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80)  # where each code point's bytes begin
-    of_words = _hash(data, place[starts], np.append(place, len(data))[ends])
+    bounds = np.append(place, len(data))[np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(ends - starts)])]
+    of_words = _hash(data, bounds[:-1], bounds[1:])
     if not singles.any():
         return Units(of_words, np.zeros(len(starts), dtype=np.bool_), np.searchsorted(starts, begins))
     opens = singles.copy()
@@ -154,9 +155,11 @@ def _edges(inside: Bools) -> tuple[Integers, Integers]:
 
 def hash_each(texts: Sequence[str]) -> Words64:
     """(n,) one hash for each text as it is: as a unit is hashed, but for its case."""
-    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-    return _hash(b"".join(parts), np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]]), ends)
+    joined = "".join(texts)
+    data = joined.encode("utf-8", "surrogatepass")
+    sizes = map(len, texts if len(data) == len(joined) else (t.encode("utf-8", "surrogatepass") for t in texts))
+    ends = np.cumsum(np.fromiter(sizes, dtype=np.int64, count=len(texts)))
+    return _hash(data, ends - np.diff(ends, prepend=0), ends)
 
 
 def _hash(data: bytes, starts: Integers, ends: Integers) -> Words64:
@@ -190,7 +193,7 @@ def _joined(texts: list[str]) -> str:
 
 def _begins(texts: list[str]) -> Integers:
     """(n + 1,) where each text begins among the characters of `_joined`, and where the last one ends."""
-    ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
+    ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1)
     return np.concatenate([np.zeros(1, dtype=np.int64), ends])
 
 

@@ -76,7 +76,8 @@ class Lexicon:
         self._han = _han_pattern({word for word in {*self.entries, *self.harmless} if _HAN.search(word)})
         self._latin = _latin_pattern({word for word in {*self.entries, *self.harmless} if not _HAN.search(word)})
         self._masked = _by_length(word for word in self.entries if word.isascii() and word.isalpha())
-        self._cues = {category: _any_of(languages) for category, languages in table["cues"].items()}
+        cues = table["cues"]
+        self._cues = {category: _any_of(_merged(cues["any"], cues[category])) for category in CATEGORIES}
         self._excuses = _any_of(table["excuses"])
 
     def _add(self, word: str, category: str, level: str) -> None:
@@ -123,7 +124,7 @@ class Lexicon:
 
     def _plain(self, folded: str) -> Iterator[tuple[tuple[int, int], _Entry]]:
         """Words as they are; between Han characters one or two signs or spaces are passed over."""
-        for pattern in (self._han, self._latin):
+        for pattern in (self._latin,) if folded.isascii() else (self._han, self._latin):
             for match in pattern.finditer(folded):
                 word = _key(match[0])
                 if (entry := self._entry(word)) is not None:
@@ -200,6 +201,10 @@ def _any_of(languages: dict[str, list[str]]) -> re.Pattern[str]:
     return re.compile(rf"{han}|(?<![a-z])(?:{latin})(?![a-z])")
 
 
+def _merged(one: dict[str, list[str]], other: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {language: [*one.get(language, ()), *other.get(language, ())] for language in {**one, **other}}
+
+
 def _by_length(words: Iterable[str]) -> dict[int, list[str]]:
     return {length: list(some) for length, some in groupby(sorted(words, key=lambda w: (len(w), w)), key=len)}
 
@@ -211,7 +216,7 @@ def _han_pattern(words: set[str]) -> re.Pattern[str]:
 def _latin_pattern(words: set[str]) -> re.Pattern[str]:
     """Each letter may be drawn out (fuuuck); a plural is the word."""
     body = _trie(words, "", repeat=True)
-    return re.compile(rf"(?<![a-z0-9])(?:{body})(?:e?s)?(?![a-z0-9])" if body else r"(?!)")
+    return re.compile(rf"(?:{body})(?:e?s)?(?![a-z0-9])" if body else r"(?!)")
 
 
 def _trie(words: Iterable[str], between: str, repeat: bool = False) -> str:
@@ -230,6 +235,11 @@ def _pattern(node: dict[str, Any], between: str, repeat: bool, first: bool = Fal
     for character, below in sorted(node.items()):
         if character:
             one = r"\s+" if character == " " else re.escape(character) + ("+" if repeat and character.isalpha() else "")
+            if (
+                first and repeat
+            ):  # a word begins here: said behind its first letter, so that `re` can leap to that letter
+                letter = re.escape(character)
+                one = rf"{letter}(?<![a-z0-9]{letter}){letter}*"
             branches.append(("" if first else between) + one + _pattern(below, between, repeat))
     if not branches:
         return ""

@@ -73,16 +73,18 @@ _MONEY = re.compile(r"[¥￥$€£]\s?$")
 def find_phones(look: Look) -> Spans:
     """Numbers in the forms people write them; a bare local number only behind a word such as 电话 or `tel`."""
     text = look.text
-    taken: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
+    taken = bytearray(len(text) if look.numbers else 0)
     for pattern, right in (
         (_MOBILE, _mobile), (_LAND, _land), (_ABROAD, _abroad), (_AMERICA, _america), (_SERVICE, _service),
         (_TAIWAN, _taiwan), (_NEAR, _near), (_NATIONAL, _national), (_LOCAL, _local),
     ):  # fmt: skip
         for match in look.near_numbers(pattern):
             start, end = match.span()
-            if not any(start < there and here < end for here, there in taken) and right(text, match):
-                taken.append((start, end))
-    yield from sorted(taken)
+            if not any(taken[start:end]) and right(text, match):
+                taken[start:end] = b"\x01" * (end - start)
+                found.append((start, end))
+    yield from sorted(found)
 
 
 def _counts_something(text: str, start: int, end: int) -> bool:

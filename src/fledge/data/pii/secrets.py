@@ -92,9 +92,12 @@ def find_secrets(look: Look) -> Spans:
     taken += [match.span("value") for match in look.matches(_BEARER, _NAME, 16, 300)]
     if look.has(("密码", "口令", "密碼")):
         taken += [match.span("value") for match in _SAID.finditer(text)]
+    known = bytearray(len(text))
+    for start, end in taken:
+        known[start:end] = b"\x01" * (end - start)
     for match in look.matches(_NAMED, _NAME, 24, 300):
         start, value = match.start("value"), _value(match)
-        if value and not any(a < start + len(value) and start < b for a, b in taken) and _is_secret(match, value):
+        if value and not any(known[start : start + len(value)]) and _is_secret(match, value):
             taken.append((start, start + len(value)))
     yield from sorted(taken)
 

@@ -7,30 +7,33 @@ cannot use. `reader_for` chooses it by the file's name and its first bytes; ever
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
 from fledge.records.kinds import Record
-from fledge.records.packed import BROKEN, Bomb, open_packed, suffix_of
+from fledge.records.packed import BROKEN, Bomb, Span, open_packed, suffix_of
 from fledge.records.raw import Limits
 from fledge.records.rejects import Rejects
 
 STEP = "collect"
 """The step's name among the rejected rows."""
 _HEAD = 16_384
+_PART_OF_DUMP = re.compile(r"\.xml-p\d+p\d+")  # pages-articles3.xml-p88445p200509
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a reader is told beside the file: the source's folder (`root`), where the rejected go, limits, and a folder
-    for its own use that is empty and is taken away afterwards."""
+    """What a reader is told beside the file: the source's folder (`root`), where the rejected go, limits, a folder for
+    its own use that is empty and is taken away afterwards, and the span of the file where it is cut."""
 
     root: Path
     rejects: Rejects
     limits: Limits
     scratch: Path
+    span: Span | None = None
 
     def reject(self, reason: str, value: str = "", row: str = "", where: str = "") -> None:
         """Set one row aside."""
@@ -62,7 +65,7 @@ def reader_for(file: Path) -> str:
             return "latex"
         case ".rss" | ".atom":
             return "feed"
-        case ".xml":
+        case suffix if suffix == ".xml" or _PART_OF_DUMP.fullmatch(suffix):
             return _of_xml(_head(file))
         case ".jsonl" | ".ndjson":
             return "threads" if _is_thread(_head(file)) else ""

@@ -1,14 +1,15 @@
 """Dumps of MediaWiki (`zhwiki-…-pages-articles.xml.bz2`): a document an article, wikitext taken off.
 
-The dump is read as a stream, a page at a time. Redirects and the pages of other namespaces (talk, user, template, …)
-are counted among the rejected. Templates are left out with what they would have said; tables, references and files
-too; the words of links stay.
+The dump is read as a stream, a page at a time; a multistream dump in spans, by as many processes as there are.
+Redirects and the pages of other namespaces (talk, user, template, …) are counted among the rejected. Templates are left
+out with what they would have said; tables, references and files too; the words of links stay.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,15 +30,35 @@ _REDIRECT = re.compile(r"^\s*#\s*(?:redirect|重定向|轉向)", re.IGNORECASE)
 
 def read(file: Path, setting: Setting) -> Iterator[Record]:
     """The articles, with `title`, `url` and `revision` in `meta`; `id` is the page's number."""
-    language, base = "", ""
-    for name, element in elements(file, {"base", "page"}, setting):
+    language, base = _site(file, replace(setting, span=None)) if setting.span and setting.span[0] else ("", "")
+    for name, element in elements(file, {"base", "page"}, setting, "mediawiki"):
         match name:
             case "":
-                language = element.get("{http://www.w3.org/XML/1998/namespace}lang", "")[:2].lower()
+                language = language or _language(element)
             case "base":
-                base = (element.text or "").rpartition("/")[0]
+                base = _place(element)
             case _ if (document := _article(element, language, base, setting)) is not None:
                 yield document
+
+
+def _site(file: Path, setting: Setting) -> tuple[str, str]:
+    """Language and address, which only the beginning of the dump tells."""
+    language = ""
+    for name, element in elements(file, {"base", "page"}, setting):
+        if name == "page":
+            break
+        if name == "base":
+            return language, _place(element)
+        language = _language(element)
+    return language, ""
+
+
+def _language(root: ElementTree.Element) -> str:
+    return root.get("{http://www.w3.org/XML/1998/namespace}lang", "")[:2].lower()
+
+
+def _place(base: ElementTree.Element) -> str:
+    return (base.text or "").rpartition("/")[0]
 
 
 def _article(page: ElementTree.Element, language: str, base: str, setting: Setting) -> Document | None:

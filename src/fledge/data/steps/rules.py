@@ -160,7 +160,7 @@ class C4Quality(Rules, name="c4_quality"):
         for row, (text, language) in enumerate(zip(chunk.texts, chunk.languages, strict=True)):
             limits = self.limits(language, text)
             clean = c4_clean(text, limits.min_line_units, self.ended)
-            for rule, broken, value in self._broken(text, clean, limits):
+            for rule, broken, value in self._broken(clean, limits):
                 if broken and rule not in self.skip:
                     refused[row] = Rejected(rule, value)
                     break
@@ -168,9 +168,9 @@ class C4Quality(Rules, name="c4_quality"):
             counts["c4_quality/changed"] += cleaned[-1] != text
         return (chunk if cleaned == chunk.texts else chunk.with_column("text", cleaned)), refused
 
-    def _broken(self, text: str, clean: str, limits: Limits) -> Iterator[tuple[str, bool, str]]:
-        yield "curly_bracket", "{" in text, "{"
-        yield "placeholder", "lorem ipsum" in text.lower(), "lorem ipsum"
+    def _broken(self, clean: str, limits: Limits) -> Iterator[tuple[str, bool, str]]:
+        yield "curly_bracket", "{" in clean, "{"
+        yield "placeholder", "lorem ipsum" in clean.lower(), "lorem ipsum"
         count = 0
         for line in clean.split("\n"):
             count += sentences(line)
