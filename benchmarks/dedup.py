@@ -258,6 +258,66 @@ def planted(data: Path, most: int = 10_000) -> list[Pair]:
     return [tuple(sorted((name, name.partition("~")[2]))) for name in itertools.islice(copies, most)]  # type: ignore[misc]
 
 
+# The measurement
+
+
+def measure(command: list[str | Path], work: Path) -> peers.Run:
+    """A run in an empty folder, and its peak memory: from a process of its own, for a process begins with the peak of
+    the one that started it."""
+    shutil.rmtree(work, ignore_errors=True)
+    launch = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    run = peers.measure([sys.executable, "-c", launch, *command])
+    output, _, peak = run.output.strip().rpartition("\n")
+    return peers.Run(run.seconds, 1024 * int(peak), output)
+
+
+def compare(count: int, work: Path, times: int) -> tuple[dict[str, float], bool]:
+    """Both sides on the same documents: documents a second of each, and whether they found the same."""
+    data = make(work.parent / f"documents-{count}", count)
+    python = peers.environment("datatrove", *REQUIREMENTS)
+    runs = [measure(ours(data, work), work) for _ in range(times)]
+    verified = together(fledge_partition(runs[-1].output))
+    shutil.rmtree(work)
+    theirs_run = peers.measure([python, HERE, "--peer", data, work], PYTHONPATH=str(SOURCES))
+    theirs = together(datatrove_partition(data, work))
+    runs.append(measure(ours(data, work), work))
+    banded = together(fledge_partition(measure(ours(data, work, 0.0), work).output))
+    shutil.rmtree(work)
+
+    truth = {pair for pair, alike in similarity(data, planted(data)).items() if alike >= 0.85}
+    recall = [len(truth & found) / len(truth) for found in (verified, banded, theirs)]
+    agreement = len(banded & theirs) / len(banded | theirs)
+    alone = similarity(data, banded ^ theirs)
+    missed = sum(alike >= 0.95 for alike in alone.values())
+    mean = sum(alone.values()) / max(1, len(alone))
+    print(
+        f"{count} documents; seconds: fledge {[round(run.seconds, 2) for run in runs]}, datatrove {theirs_run.seconds:.2f}"
+    )
+    print(f"pairs together: fledge {len(verified)}, with threshold 0 {len(banded)}, datatrove {len(theirs)}")
+    print(
+        f"of the last two in common: {agreement:.4f}; the others' mean similarity {mean:.2f}, of 0.95 and more: {missed}"
+    )
+    print(f"planted pairs of similarity 0.85 and more: {len(truth)}, found by the three: {recall}")
+    speed = {"fledge": count / peers.median(runs), "datatrove": count / theirs_run.seconds}
+    return speed, agreement >= 0.95 and not missed and min(recall) >= 0.98
+
+
+def memory(sizes: tuple[int, int], work: Path) -> None:
+    """Peak memory of fledge at ten times the documents."""
+    peaks = []
+    for size in sizes:
+        data = make(work.parent / f"documents-{size}", size)
+        run = measure(ours(data, work), work)
+        peaks.append(run.peak_bytes)
+        print(f"{size} documents: {run.seconds:.1f} s, peak {run.peak_bytes / 1e6:.0f} MB")
+        shutil.rmtree(data)
+    shutil.rmtree(work)
+    print(f"growth of peak memory: {peaks[1] / peaks[0] - 1:+.1%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
@@ -267,52 +327,10 @@ def main() -> None:
     if arguments.peer:
         datatrove(*map(Path, arguments.peer))
         return
-    count, small, large = (20_000, 30_000, 300_000) if arguments.quick else (300_000, 100_000, 1_000_000)
-    count = arguments.documents or count
-    home = peers.HOME / "dedup"
-    data = make(home / f"documents-{count}", count)
-    python = peers.environment("datatrove", *REQUIREMENTS)
-    runs: dict[str, list[peers.Run]] = {"fledge": [], "datatrove": []}
-    work = home / "work"
-    for _ in range(1 if arguments.quick else 2):
-        shutil.rmtree(work, ignore_errors=True)
-        runs["fledge"].append(peers.measure(ours(data, work)))
-    shutil.rmtree(work, ignore_errors=True)
-    runs["datatrove"].append(peers.measure([python, HERE, "--peer", data, work], PYTHONPATH=str(SOURCES)))
-    theirs = together(datatrove_partition(data, work))
-    shutil.rmtree(work)
-    runs["fledge"].append(peers.measure(ours(data, work)))
-    verified = together(fledge_partition(runs["fledge"][-1].output))
-    shutil.rmtree(work)
-    banded = together(fledge_partition(peers.measure(ours(data, work, 0.0)).output))
-    shutil.rmtree(work)
-    truth = {pair for pair, alike in similarity(data, planted(data)).items() if alike >= 0.85}
-    agreement = len(banded & theirs) / len(banded | theirs)
-    alone = similarity(data, banded ^ theirs)
-    missed = sum(alike >= 0.95 for alike in alone.values())
-    recall = {name: len(truth & found) / len(truth) for name, found in
-              (("fledge", verified), ("fledge, threshold 0", banded), ("datatrove", theirs))}  # fmt: skip
-    print(f"{count} documents")
-    print(f"pairs together: fledge {len(verified)} (threshold 0: {len(banded)}), datatrove {len(theirs)}")
-    mean = sum(alone.values()) / max(1, len(alone))
-    print(f"of these in common with datatrove at threshold 0: {agreement:.4f}")
-    print(f"by one side alone: {len(alone)}, mean similarity {mean:.2f}, of 0.95 and more: {missed}")
-    print(f"planted pairs of similarity 0.85 and more: {len(truth)}; found:", recall)
-    print("seconds:", {name: [round(run.seconds, 2) for run in some] for name, some in runs.items()})
-    print("peak MB:", {name: max(run.peak_bytes for run in some) // 10**6 for name, some in runs.items()})
-
-    peaks = []
-    for size in (small, large):
-        rows = make(home / f"documents-{size}", size)
-        run = peers.measure(ours(rows, work))
-        peaks.append(run.peak_bytes)
-        print(f"{size} documents: {run.seconds:.1f} s, peak {run.peak_bytes / 1e6:.0f} MB")
-        shutil.rmtree(work)
-        if size != count:
-            shutil.rmtree(rows)
-    print(f"growth of peak memory: {peaks[1] / peaks[0] - 1:+.1%}")
-    equal = agreement >= 0.95 and not missed and min(recall.values()) >= 0.98
-    speed = {name: count / peers.median(some) for name, some in runs.items()}
+    work = peers.HOME / "dedup" / "work"
+    count = arguments.documents or (20_000 if arguments.quick else 300_000)
+    speed, equal = compare(count, work, 1 if arguments.quick else 2)
+    memory((30_000, 300_000) if arguments.quick else (100_000, 1_000_000), work)
     peers.conclude("dedup", "documents/s", speed["fledge"], {"datatrove": speed["datatrove"]}, equal)
 
 

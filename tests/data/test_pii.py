@@ -7,6 +7,7 @@ import datetime
 import json
 import random
 import re
+import time
 from collections import Counter
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
@@ -387,6 +388,20 @@ def test_options_of_the_step() -> None:
     assert aside.meta == {"by": "i@j.net"} and aside.messages[0].name == "g@h.org"
     with pytest.raises(ValueError, match='did you mean "private"'):
         PII(keep_ips=("privat",))
+
+
+@pytest.mark.parametrize(
+    "piece", ["1.", "1:", "a@", "a.", "1 ", "路1号", "password:", "ab:", "://a:", "北", "Aa ", "京A1", "1"]
+)
+def test_no_text_takes_more_than_linear_time(piece: str) -> None:
+    def seconds(characters: int) -> float:
+        text = piece * (characters // len(piece))
+        started = time.process_time()
+        find(text)
+        return time.process_time() - started
+
+    seconds(1000)
+    assert seconds(80_000) < 20 * max(seconds(10_000), 0.005), "eight times the text, and some noise"
 
 
 def test_law_and_the_standard_library_hold_next_to_nothing() -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 _BULLET = re.compile(r"[-*•●▪◦‣·–]\s*\S")  # numbered lines are steps and clauses: manuals and laws
 _ELLIPSIS = re.compile(r"\.{3,}|…+")
-_ENDS = tuple(".!?\"'”’…。！？；：」』）】》")
-_MARK = re.compile(r"(?<!\w)([^\w\s])\1*|([^\w\s])\2*(?!\w)")  # at the edge of a word; equal ones as one
+_ENDS = tuple(".!?\"'”’…。！？；：」』）)】》")
+_TOKEN = re.compile(r"\w+(?:[^\w\s,;\"-]+\w+)*|([^\w\s])\1*")  # a word with the marks inside it, or equal marks
+_LETTER = re.compile(r"[^\W\d_]")
 _BASE = 0x9E3779B97F4A7C15
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
@@ -64,8 +65,9 @@ class Measures:
 
     @cached_property
     def lettered_with_marks(self) -> float:
-        """The same where punctuation around words is units too, much as it is for spaCy and so for datatrove."""
-        return self.lettered * len(self.units) / max(1, len(self.units) + len(_MARK.findall(self.text)))
+        """The same where marks of punctuation are tokens too, much as spaCy cuts English, and so datatrove."""
+        tokens = [match[0] for match in _TOKEN.finditer(self.text)]
+        return sum(_LETTER.search(token) is not None for token in tokens) / max(1, len(tokens))
 
     @cached_property
     def word_length(self) -> float:

@@ -47,7 +47,15 @@ _GUESSED = 50_000  # bytes by which an unknown encoding is guessed
 
 
 def decode(content: bytes, said: str = "") -> tuple[str, str] | None:
-    """(text, name of its encoding) of a page; `said` is the charset of its HTTP header. None: in no known encoding."""
+    """(text, name of its encoding) of a page; `said` is the charset of its HTTP header. None: in no known encoding.
+
+    Null characters, which no page means, are left out.
+    """
+    found = _decoded(content, said)
+    return (found[0].replace("\0", ""), found[1]) if found else None
+
+
+def _decoded(content: bytes, said: str) -> tuple[str, str] | None:
     for mark, encoding in _BOMS:
         if content.startswith(mark):
             return _strictly(content[len(mark) :], encoding) or _nearly(content[len(mark) :], [encoding])
@@ -62,6 +70,11 @@ def decode(content: bytes, said: str = "") -> tuple[str, str] | None:
         if found := _strictly(content, encoding):
             return found
     return _nearly(content, named) or _guessed(content)
+
+
+def text_in(content: bytes, encoding: str) -> str:
+    """The text of a page whose encoding is known, without a byte order mark and null characters."""
+    return content.decode(encoding, "replace").removeprefix("\ufeff").replace("\0", "")
 
 
 def charset_of(content_type: str) -> str:
@@ -112,6 +125,8 @@ def _guessed(content: bytes) -> tuple[str, str] | None:
     best = guess(content[:_GUESSED], cp_isolation=_LIKELY, enable_fallback=False).best()
     if best is None:
         return None
+    if best.encoding in _WESTERN and (found := _strictly(content, "cp1252")):  # what the web takes such a page for
+        return found
     return _strictly(content, best.encoding) or _nearly(content, [best.encoding])
 
 

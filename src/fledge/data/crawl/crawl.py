@@ -26,7 +26,6 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.events import Emitter
 from fledge.core.language import t
 from fledge.data.crawl.archive import Archive, Spot
-from fledge.data.crawl.encoding import text_in
 from fledge.data.crawl.fetch import Fetcher, FetchFailed, Headers, Response, unpack
 from fledge.data.crawl.frontier import Due, Found, Frontier, Outcome
 from fledge.data.crawl.page import HTML, OTHER, TEXT, header, read_page, sniff
@@ -37,6 +36,7 @@ from fledge.data.crawl.sitemap import MOST_BYTES as SITEMAP_BYTES
 from fledge.data.crawl.sitemap import read_sitemap
 from fledge.data.crawl.urls import BadURL, canonical, split
 from fledge.data.ngrams import hash64
+from fledge.records.encodings import text_in
 
 if TYPE_CHECKING:
     from fledge.data.crawl_stages import Crawl

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fledge.core.errors import missing_extra
-from fledge.data.crawl.encoding import decode
 from fledge.data.crawl.robots import Marks, marks_of
 from fledge.data.crawl.urls import BadURL, NotHTTP, canonical
+from fledge.records.encodings import decode, text_in
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborHTMLParser
@@ -113,7 +113,8 @@ def read_page(
     url: str, body: bytes, headers: Sequence[tuple[str, str]], kind: str, token: str, sort_query: bool = False
 ) -> Page:
     """The page at `url` from its bytes. `kind` is what `sniff` said, `token` the crawler's name for robots."""
-    text, encoding = decode(body, _charset(header(headers, "content-type")))
+    found = decode(body, _charset(header(headers, "content-type")))
+    text, encoding = found or (text_in(body, "cp1252"), "cp1252")  # what the web takes a page for that is in none
     if kind != HTML:
         return Page(text, encoding, TEXT, marks=marks_of((), headers, token))
     try:

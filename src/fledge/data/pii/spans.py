@@ -67,6 +67,8 @@ class Look:
     def _stretches(self, near: re.Pattern[str], left: int, right: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
         for match in near.finditer(self.text):
+            if found and match.end() + right <= found[-1][1]:
+                continue  # one run of letters and signs may go on to the end of the text
             end = _TO_ITS_END.match(self.text, min(len(self.text), match.end() + right))
             low, high = max(0, match.start() - left), end.end() if end else len(self.text)
             if found and low <= found[-1][1]:

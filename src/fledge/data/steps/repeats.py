@@ -46,8 +46,8 @@ class _Passages(CorpusStep):
 
 class SubstringDedup(_Passages, name="substring"):
     """Spans of 50 words, or of 100 characters where words are not spaced, that occur again are cut (after Lee et al.,
-    2022, Deduplicating training data makes language models better). Cuts are made where units begin. Its sketch takes 12
-    bytes of disk a unit, and twice as much while it decides."""
+    2022, Deduplicating training data makes language models better). Cuts are made where units begin. Its sketch takes
+    12 bytes of disk a unit, and twice as much while it decides."""
 
     words: int = Field(50, ge=2, description="words that two texts must share in a row")
     characters: int = Field(100, ge=2, description="the same, in characters of scripts that do not space words")
