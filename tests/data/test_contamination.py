@@ -292,7 +292,7 @@ def test_what_an_option_of_a_step_points_at_decides_the_fingerprint_not_its_name
     described = []
     for name, ngram in (("model", "a"), ("other", "a"), ("model", "b")):
         stages = {
-            name: {"use": "data.train_ngram", "data": str(tmp_path / "corpus.jsonl")},
+            name: {"use": "ngram.train", "data": str(tmp_path / "corpus.jsonl")},
             "refined": {
                 "use": "data.refine",
                 "data": str(tmp_path / "corpus.jsonl"),

@@ -18,8 +18,6 @@ STAGES: dict[str, str] = {
     "data crawl": "read pages of the web, politely; WARC files beside them",
     "data refine": "clean, filter, de-duplicate; rejected rows are kept",
     "data split": "hold rows out, without near-copies across the split",
-    "data train_ngram": "an n-gram model of reference text: perplexity, spelling",
-    "data train_classifier": "a classifier of texts: quality, topic, toxicity",
     "data contamination": "which evaluation items stand in a corpus",
     "data mix": "mix sources by weight, temperature or epochs",
     "data chunk": "cut long documents at sensible borders",
@@ -27,6 +25,8 @@ STAGES: dict[str, str] = {
     "data pack": "turn text into rows of token ids to train on",
     "tokenizer train": "train a tokenizer: BPE, Unigram, WordPiece",
     "tokenizer report": "measure tokenizers side by side",
+    "ngram train": "an n-gram model of reference text: perplexity, spelling",
+    "classifier train": "a classifier of texts: quality, topic, toxicity",
     "model import": "make a model folder from a package, the Hub or a GGUF",
     "model merge": "merge an adapter into its base",
     "train pretrain": "train a model from nothing",
@@ -42,8 +42,10 @@ STAGES: dict[str, str] = {
 """Every stage that is a command, with its line of help (the stage's own docstring says the rest)."""
 
 GROUPS = {
-    "data": "records: inspect, sample, collect, refine, split",
+    "data": "records: collect, crawl, refine, split, mix, pack, inspect, …",
     "tokenizer": "tokenizers: train, report",
+    "ngram": "n-gram models: train",
+    "classifier": "classifiers of texts: train",
     "model": "model folders: import, merge",
     "train": "pre-training, fine-tuning, reward models, preferences",
     "align": "data for alignment, made by models",
@@ -166,7 +168,11 @@ def _recipe_commands() -> None:
 
     cli.add_command(
         click.Command(
-            "run", callback=_run, help=_run.__doc__, params=[_RECIPE, _SET, _UNTIL, _FROM, *execution_options()]
+            "run",
+            callback=_run,
+            help=_run.__doc__,
+            short_help="carry out a recipe: a YAML file, or hatch, adapt-smollm2",
+            params=[_RECIPE, _SET, _UNTIL, _FROM, *execution_options()],
         )
     )
     as_json = click.Option(["--json", "as_json"], is_flag=True, help="for programs")
@@ -244,7 +250,7 @@ def _stage_commands() -> None:
         group, _, command = path.rpartition(" ")
         (groups[group] if group else cli).add_command(StageCommand(command, path.replace(" ", "."), line))
 
-    @groups["data"].command("inspect")
+    @groups["data"].command("inspect", short_help="what a file or folder of records holds")
     @click.argument("path")
     @click.option("--tokenizer", default="", metavar="FOLDER", help="count lengths in its tokens, too")
     @click.option("--html", default="", metavar="FILE", help="write a page with charts, in English and 简体中文")
@@ -263,7 +269,7 @@ def _stage_commands() -> None:
 
         inspect_data(path, **options)
 
-    @groups["data"].command("sample")
+    @groups["data"].command("sample", short_help="some rows of a file or folder")
     @click.argument("path")
     @click.option("-n", "--rows", type=click.IntRange(1), default=10, show_default=True)
     @click.option("--seed", type=int, default=0, show_default=True, help="another one, other rows")
@@ -283,7 +289,7 @@ _stage_commands()
 # --- using a model -------------------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(short_help="OpenAI's API and a chat page for a model")
 @click.argument("model")
 @click.option("--port", type=int, default=8000, show_default=True, help="0 takes a free one")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in")
@@ -308,7 +314,7 @@ def chat(model: str, system: str, temperature: float, max_tokens: int) -> None:
     chat_with(model, system, temperature, max_tokens)
 
 
-@cli.command()
+@cli.command(short_help="answer a batch of prompts from standard input")
 @click.argument("model")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
 def generate(model: str, dtype: str) -> None:
@@ -318,7 +324,7 @@ def generate(model: str, dtype: str) -> None:
     generate_batch(model, dtype)
 
 
-@cli.command()
+@cli.command(short_help="what this machine has, and how to get what is missing")
 def doctor() -> None:
     """What this machine has, what is missing for what, and the command that brings it."""
     from fledge.cli.doctor import examine

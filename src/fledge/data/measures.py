@@ -101,6 +101,11 @@ class Measures:
         return self._share(line.endswith(_ENDS) for line in self.lines)
 
     @cached_property
+    def terminated(self) -> float:
+        """Share of lines that end like a sentence: a closing Latin bracket, as code has, does not count."""
+        return self._share(line.endswith(_ENDS) and line[-1] != ")" for line in self.lines)
+
+    @cached_property
     def line_breaks(self) -> float:
         """Line breaks per unit; empty lines do not count."""
         return (len(self.lines) - 1) / max(1, len(self.units))

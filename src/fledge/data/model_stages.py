@@ -17,7 +17,7 @@ from fledge.core.units import Bytes, Count
 from fledge.data.steps.decontaminate import Decontaminate, Overlap
 
 
-class TrainNGram(Stage, use="data.train_ngram", version=1):
+class TrainNGram(Stage, use="ngram.train", version=1):
     """An n-gram language model of reference texts: modified Kneser–Ney (Chen and Goodman, 1999). What `perplexity` and
     `spelling` measure by."""
 
@@ -62,7 +62,7 @@ class TrainNGram(Stage, use="data.train_ngram", version=1):
         return Estimate((0.3 * seconds, 2 * seconds), (0.2e9, 0.3e9 + 40 * units * self.order), 6 * units)
 
 
-class TrainClassifier(Stage, use="data.train_classifier", version=1):
+class TrainClassifier(Stage, use="classifier.train", version=1):
     """A linear classifier of texts over hashed n-grams (fastText's idea, Joulin et al., 2017), calibrated, with its
     numbers on held-out rows: from labelled rows, or from good and bad corpora as DCLM and FineWeb-Edu do."""
 

@@ -236,7 +236,7 @@ class NGramModel:
             raise FledgeError(
                 Problem(
                     t("is not an n-gram model"), where=str(folder), found=f"{type(error).__name__}: {error}"[:200],
-                    fix=t("make one: fledge data train_ngram"),
+                    fix=t("make one: fledge ngram train"),
                 )
             ) from None  # fmt: skip
         return cls(orders, notes, segment, folder)

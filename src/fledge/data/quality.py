@@ -121,7 +121,7 @@ def ngram_repetition(m: Measures, limits: Limits) -> Judged:
 
 def fineweb_quality(m: Measures, limits: Limits) -> Judged:
     """What FineWeb added to C4: lines that end, lines that are short, lines that stood before, lists."""
-    yield "line_ends", m.ended < limits.min_ended, m.ended
+    yield "line_ends", m.terminated < limits.min_ended, m.terminated
     short = m.short_lines(limits.short_line)
     yield "short_lines", short > limits.max_short, short
     again = m.duplicate_lines[1]
@@ -141,7 +141,7 @@ def broken_rule(
     """The first rule of the bundle for documents that the text breaks, and the value; None where it breaks none.
 
     The bundle is what of all rules can be asked of any good document, a law or a manual as well as a page of the web:
-    repeated lines with Gopher's limit instead of FineWeb's, and of C4 the placeholder.
+    repeated lines with Gopher's limit instead of FineWeb's, brackets at the end of lines, and of C4 the placeholder.
     """
     m = text if isinstance(text, Measures) else Measures(text)
     limits = limits_for(language, m.text)
@@ -157,8 +157,9 @@ def _bundle(m: Measures, limits: Limits, low: int, skip: frozenset[str]) -> Judg
     for rule, broken, value in gopher_quality(m, limits):
         if rule != "too_short":
             yield rule, broken, value
+    yield "line_ends", m.ended < limits.min_ended, m.ended
     for rule, broken, value in fineweb_quality(m, limits):
-        if rule != "repeated_lines":
+        if rule not in ("line_ends", "repeated_lines"):
             yield rule, broken, value
     yield "repeated_lines", m.repeated_lines > limits.max_repeated_lines, m.repeated_lines
     yield "placeholder", "lorem ipsum" in m.text.lower(), "lorem ipsum"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_IN_MEMORY = 2**24  # bytes of records that are held or sorted at once
+_IN_MEMORY = 2**22  # bytes of records that are held or sorted at once
 _MOST_BITS = 10  # files open to one level
 Records = NDArray[Any]  # of a structured dtype
 

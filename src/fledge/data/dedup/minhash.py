@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Signatures = NDArray[np.uint32]
 Integers = NDArray[np.int64]
 _BLOCK = 2**16  # shingles at once: they and their products stay in the cache
-_PAIRS = 2**14  # pairs whose signatures are compared at once
+_PAIRS = 2**12  # pairs whose signatures are compared at once
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 

@@ -24,7 +24,7 @@ class Classify(Step, name="classify"):
     as the quality classifiers of GPT-3, DCLM and FineWeb-Edu choose documents (Brown et al., 2020; Li et al., 2024;
     Penedo et al., 2024)."""
 
-    model: Ref[ClassifierArtifact] = Field(description="the classifier, as `data.train_classifier` makes it")
+    model: Ref[ClassifierArtifact] = Field(description="the classifier, as `classifier.train` makes it")
     keep: dict[str, float] = Field(
         default_factory=dict,
         description="{label: least probability}: a row stays when one of them holds; {} refuses none",

@@ -39,7 +39,7 @@ class Harm(Step, name="harm"):
     )
     languages: tuple[str, ...] = Field(("en", "zh"), description="of `words` named by language, those that are read")
     pinyin: bool = Field(False, description="find Chinese words spelled in Latin letters as well")
-    model: Ref[ClassifierArtifact] | None = Field(None, description="a classifier: data.train_classifier")
+    model: Ref[ClassifierArtifact] | None = Field(None, description="a classifier: classifier.train")
     label: str = Field("toxic", description="the classifier's label for harm")
     probability: float = Field(0.5, ge=0, le=1, description="of `label`, from which a text is harmful")
 

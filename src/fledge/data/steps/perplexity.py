@@ -25,7 +25,7 @@ class Perplexity(CorpusStep, name="perplexity"):
     `meta.perplexity_bucket` says in which third of the corpus's texts of its language a text lies: head (the most
     like the reference), middle or tail. A text is refused above `max`, or above a percentile of its language."""
 
-    model: Ref[NGram] = Field(description="the n-gram model, as `data.train_ngram` makes it")
+    model: Ref[NGram] = Field(description="the n-gram model, as `ngram.train` makes it")
     max: dict[str, float] = Field(
         default_factory=dict, description="{language: largest perplexity}: en, zh; others are not judged"
     )
