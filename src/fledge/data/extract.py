@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 from fledge.data.texts import UNSPACED
+from fledge.records.markup import parse
 
 _TITLES = ("h1", "h2", "h3", "h4", "h5", "h6")
 _BLOCKS = frozenset(
@@ -93,9 +94,7 @@ class _Walk:
 
 def extract(html: str) -> tuple[str, str]:
     """(main text, title) of a page; each is "" where there is none."""
-    from selectolax.lexbor import LexborHTMLParser
-
-    page = LexborHTMLParser(html)
+    page = parse(html)
     if page.body is None:
         return "", ""
     title = _title(page)
@@ -351,7 +350,6 @@ def extract_with_trafilatura(html: str) -> tuple[str, str]:
     """The same by trafilatura (Barbaresi, 2021), set to precision as in FineWeb; but without its removal of repeated
     paragraphs, which depends on the pages that the process saw before."""
     import trafilatura
-    from selectolax.lexbor import LexborHTMLParser
 
     text = trafilatura.extract(html, favor_precision=True, include_comments=False)
-    return text or "", _title(LexborHTMLParser(html))
+    return text or "", _title(parse(html))

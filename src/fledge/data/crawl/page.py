@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fledge.core.errors import missing_extra
 from fledge.data.crawl.robots import Marks, marks_of
 from fledge.data.crawl.urls import BadURL, NotHTTP, canonical
 from fledge.records.encodings import decode, text_in
+from fledge.records.markup import parse
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborHTMLParser
 
 MOST_LINKS = 5_000
 MOST_HREF = 8_000
-MOST_OPEN = 1_000
 NOFOLLOW = "rel=nofollow"
 HTML, TEXT, XML, OTHER = "html", "text", "xml", "other"
 
@@ -35,16 +34,6 @@ _TAGS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _XML_START = re.compile(rb"\s*(?:<\?xml\b|<(?:urlset|sitemapindex|rss|feed)\b)", re.IGNORECASE)
-_ELEMENT = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)")
-_ENDLESS = frozenset(  # elements without an end tag, or that often have none
-    re.findall(
-        r"\w+",
-        """
-    area base basefont bgsound br col embed frame hr img input keygen link meta param source track wbr p li dt
-    dd td th tr thead tbody tfoot option optgroup rt rp html head body path circle rect line polygon use
-    """,
-    )
-)
 _NAMES = re.compile(  # names of what is no page, by the last part of the path
     r"\.(?:jpe?g|png|gif|webp|avif|svg|ico|bmp|tiff?|mp[34]|m4[av]|avi|mov|mkv|webm|flv|wmv|wav|ogg|flac|aac|css|js|mjs"
     r"|json|woff2?|ttf|otf|eot|zip|gz|tgz|bz2|xz|zst|7z|rar|tar|iso|dmg|exe|msi|apk|deb|rpm|jar|bin|whl|pdf|docx?|xlsx?"
@@ -117,11 +106,7 @@ def read_page(
     text, encoding = found or (text_in(body, "cp1252"), "cp1252")  # what the web takes a page for that is in none
     if kind != HTML:
         return Page(text, encoding, TEXT, marks=marks_of((), headers, token))
-    try:
-        from selectolax.lexbor import LexborHTMLParser
-    except ImportError:
-        raise missing_extra("selectolax", "data") from None
-    tree = LexborHTMLParser(_shallow(text))
+    tree = parse(text)
 
     def absolute(href: str) -> str:
         return canonical(href, base, sort_query=sort_query, encoding=encoding)
@@ -147,20 +132,6 @@ def read_page(
         text, encoding, HTML, list(_links(tree, absolute)), "" if own == url else own,
         marks_of(values, headers, token, reserved),
     )  # fmt: skip
-
-
-def _shallow(text: str) -> str:
-    """The page up to where more than MOST_OPEN elements stand open: the time to parse it grows with their number
-    (16 s for 100,000 `<div>`; browsers stop at 512). Small pages are not looked at."""
-    if text.count("<") <= MOST_OPEN:
-        return text
-    depth = 0
-    for match in _ELEMENT.finditer(text):
-        if match[2].lower() not in _ENDLESS:
-            depth = max(0, depth + (-1 if match[1] else 1))
-            if depth > MOST_OPEN:
-                return text[: match.start()]
-    return text
 
 
 def _charset(content_type: str) -> str:
