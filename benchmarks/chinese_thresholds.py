@@ -29,8 +29,8 @@ from fledge.core.reference import resolve
 from fledge.data.density import compressed, distinct
 from fledge.data.extract import extract
 from fledge.data.measures import Measures
-from fledge.data.packages import read_package
 from fledge.data.quality import CHINESE, broken_rule
+from fledge.data.sources.packages import read_package
 from fledge.data.texts import text_of
 from fledge.records.rejects import Rejects
 

@@ -48,7 +48,7 @@ def passages(language: str) -> list[str]:
     import pydoc_data.topics as manual
 
     from fledge.core.reference import resolve
-    from fledge.data.packages import read_package
+    from fledge.data.sources.packages import read_package
     from fledge.data.texts import units
     from fledge.records.kinds import texts
     from fledge.records.rejects import Rejects

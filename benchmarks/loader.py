@@ -55,7 +55,7 @@ OURS = (
     READ
     + """
 from pathlib import Path
-from fledge.data.rows import RowBatches, TokenRows
+from fledge.data.tokens.rows import RowBatches, TokenRows
 source = RowBatches(TokenRows.open(Path(sys.argv[1])), int(sys.argv[2]), seed=1)
 
 def epoch():
@@ -111,8 +111,8 @@ drain(epoch)
 
 def write_rows(folder: Path, tokens: int) -> None:
     """Documents of log-normal lengths, packed by our own packer into shards of 16 M tokens."""
-    from fledge.data.packer import Packing, pack_shard
-    from fledge.data.rows import TOKENS, write_index
+    from fledge.data.tokens.packer import Packing, pack_shard
+    from fledge.data.tokens.rows import TOKENS, write_index
 
     rng = np.random.default_rng(0)
     shards, held = [], 0

@@ -48,7 +48,7 @@ def lines_of(package: str, kind: str, language: str, size: int) -> tuple[list[st
     """(training lines, held-out lines) of a package's text in one language, about `size` bytes together."""
     from fledge.core.reference import resolve
     from fledge.data.ngrams import hash64
-    from fledge.data.packages import read_package
+    from fledge.data.sources.packages import read_package
     from fledge.records.kinds import texts
     from fledge.records.rejects import Rejects
 
@@ -75,8 +75,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1 MB, 2,000 entries")
     quick = parser.parse_args().quick
     size, entries = (1_000_000, 2_000) if quick else (8_000_000, 16_000)
-    from fledge.data.packing import encode_plain
-    from fledge.data.tokenizer import TRAINERS
+    from fledge.data.tokens.packing import encode_plain
+    from fledge.data.tokens.tokenizer import TRAINERS
 
     peer = environment("sentencepiece", "sentencepiece>=0.2")
     train: list[str] = []

@@ -16,7 +16,7 @@ from fledge.core.artifact import Artifact
 from fledge.core.events import Emitter
 from fledge.core.job import Job
 from fledge.core.stage import Execution, Stage
-from fledge.data.tokenizer import save_tokenizer, train_bpe
+from fledge.data.tokens.tokenizer import save_tokenizer, train_bpe
 from fledge.models.build import build_model
 from fledge.models.load import load_tokenizer
 from fledge.models.save import save_model

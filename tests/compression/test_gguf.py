@@ -19,7 +19,7 @@ from fledge.compression.gguf_tokenizer import pre_tokenizer_name, read_vocabular
 from fledge.compression.stages import Export, Quantize
 from fledge.core.artifact import GGUF, Model, sha256_of
 from fledge.core.errors import FledgeError
-from fledge.data.tokenizer import PATTERN
+from fledge.data.tokens.tokenizer import PATTERN
 from fledge.models.importing import load_gguf
 from fledge.models.load import load_model, load_tokenizer
 from fledge.models.save import save_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fledge.data.batches import (
+from fledge.data.tokens.batches import (
     IGNORED,
     Batch,
     ConversationBatches,
@@ -20,7 +20,7 @@ from fledge.data.batches import (
     padded,
     permutation,
 )
-from fledge.data.packing import TokenShards, pack
+from fledge.data.tokens.packing import TokenShards, pack
 
 
 @dataclass(frozen=True)

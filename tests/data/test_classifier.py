@@ -15,9 +15,9 @@ from fledge.core.artifact import Artifact
 from fledge.core.artifact import Classifier as ClassifierArtifact
 from fledge.core.errors import FledgeError
 from fledge.core.reference import Ref
-from fledge.data.classifier import Bags, Classifier, Features, Settings, loss, softmax, train
-from fledge.data.classifier_training import calibration_error, choose, divide, macro_auc, macro_f1, rows_of
-from fledge.data.model_stages import TrainClassifier
+from fledge.data.judges.classifier import Bags, Classifier, Features, Settings, loss, softmax, train
+from fledge.data.judges.classifier_training import calibration_error, choose, divide, macro_auc, macro_f1, rows_of
+from fledge.data.judges.stages import TrainClassifier
 from fledge.data.stages import Refine
 from fledge.data.steps import Rejected
 from fledge.data.steps.classify import Classify

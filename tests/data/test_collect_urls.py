@@ -256,7 +256,7 @@ def test_an_unknown_kind_of_url_and_a_missing_client_are_named() -> None:
 
 
 def test_names_in_a_store_cannot_lead_out_of_the_work_folder(tmp_path: Path) -> None:
-    from fledge.data.remote import _inside
+    from fledge.core.remote import _inside
 
     assert _inside("../../etc/passwd") == "etc/passwd" and _inside("a/./b//c") == "a/b/c"
 

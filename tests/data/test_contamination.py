@@ -19,10 +19,10 @@ from fledge.core.plan import describe
 from fledge.core.recipe import from_values
 from fledge.core.reference import Ref, resolve
 from fledge.core.stage import Execution
-from fledge.data.contamination import ItemIndex, cut, located, matches, merge, sketch, spans_of
-from fledge.data.contamination_report import read_report
-from fledge.data.eval_items import EvalItem, read_items, task_of
-from fledge.data.model_stages import FindContamination
+from fledge.data.decontamination.contamination import ItemIndex, cut, located, matches, merge, sketch, spans_of
+from fledge.data.decontamination.eval_items import EvalItem, read_items, task_of
+from fledge.data.decontamination.report import read_report
+from fledge.data.judges.stages import FindContamination
 from fledge.data.ngrams import unit_hashes
 from fledge.data.stages import Refine
 from fledge.data.steps import Rejected

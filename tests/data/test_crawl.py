@@ -25,15 +25,15 @@ from typing import Any
 import pytest
 from warcio.archiveiterator import ArchiveIterator
 
+from fledge.core.addresses import RefusedAddress
 from fledge.core.artifact import Artifact
 from fledge.core.errors import FledgeError
-from fledge.data.addresses import RefusedAddress
 from fledge.data.crawl import archive as archives
 from fledge.data.crawl import crawl as crawling
 from fledge.data.crawl import fetch
 from fledge.data.crawl.archive import Archive, Spot
 from fledge.data.crawl.scope import Scope
-from fledge.data.crawl_stages import Crawl
+from fledge.data.crawl.stages import Crawl
 from fledge.records.kinds import Document
 from fledge.records.rejects import read_rejects
 from fledge.records.shards import read
@@ -502,7 +502,7 @@ import resource, signal, sys
 from pathlib import Path
 from fledge.core.events import Emitter
 from fledge.data.crawl.crawl import crawl
-from fledge.data.crawl_stages import Crawl
+from fledge.data.crawl.stages import Crawl
 options, work, out, most = sys.argv[1:]
 if int(most):  # no file may grow beyond so many bytes, as on a full disk
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

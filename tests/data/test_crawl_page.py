@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.data.addresses import RefusedAddress, UnknownHost, is_public, refuse_private
+from fledge.core.addresses import RefusedAddress, UnknownHost, is_public, refuse_private
 from fledge.data.crawl.fetch import CheckedBackend, FetchFailed, Unpacker, unpack
 from fledge.data.crawl.page import HTML, OTHER, TEXT, XML, read_page, sniff
 from fledge.data.crawl.sitemap import Entry, is_older, read_sitemap
 from fledge.data.crawl.urls import canonical
-from fledge.records.encodings import decode
+from fledge.records.raw.encodings import decode
 
 CHINESE = "人民法院审理案件，应当以事实为根据，以法律为准绳。对于一切公民，在适用法律上一律平等。" * 4
 TRADITIONAL = "人民法院審理案件，應當以事實為根據，以法律為準繩。對於一切公民，在適用法律上一律平等。" * 4

@@ -402,8 +402,8 @@ def test_pinyin_is_read_only_when_asked_for() -> None:
 
 
 def test_a_trained_classifier_refuses_what_no_list_knows(tmp_path: Path) -> None:
-    from fledge.data.classifier import Features, Settings
-    from fledge.data.classifier_training import train_classifier
+    from fledge.data.judges.classifier import Features, Settings
+    from fledge.data.judges.classifier_training import train_classifier
 
     rng = random.Random(3)
     bad = ["nobody", "wants", "you", "here", "stupid", "worthless", "ugly", "loser"]

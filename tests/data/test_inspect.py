@@ -20,14 +20,14 @@ from fledge.cli.main import cli
 from fledge.core.errors import FledgeError
 from fledge.core.intervals import wilson
 from fledge.core.language import catalogue
-from fledge.data.bars import bar, histogram, interval, short
-from fledge.data.inspect import EDGES, Lengths, inspect
-from fledge.data.inspect_page import TEMPLATES, page
-from fledge.data.spot_check import Verdicts, write_table
+from fledge.data.inspection.bars import bar, histogram, interval, short
+from fledge.data.inspection.inspect import EDGES, Lengths, inspect
+from fledge.data.inspection.inspect_page import TEMPLATES, page
+from fledge.data.inspection.spot_check import Verdicts, write_table
+from fledge.data.inspection.variety import Distinct
 from fledge.data.stages import Refine
 from fledge.data.texts import size_of
-from fledge.data.token_stages import TrainTokenizer
-from fledge.data.variety import Distinct
+from fledge.data.tokens.stages import TrainTokenizer
 from fledge.records.kinds import Answer, Conversation, Document, Labelled, Message, Preference
 from fledge.records.shards import read
 

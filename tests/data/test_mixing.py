@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from fledge.core.artifact import Artifact, Conversations, Documents
 from fledge.core.errors import FledgeError
 from fledge.core.recipe import from_values
-from fledge.data import mixer
-from fledge.data.curriculum import buckets_of
-from fledge.data.mixing import PRESETS, Wish, amounts, choose, weights_by_genre
-from fledge.data.packing import encode_plain
-from fledge.data.token_stages import Mix
-from fledge.data.tokenizer import save_tokenizer, train_bpe
+from fledge.data.mixing import mixer
+from fledge.data.mixing.curriculum import buckets_of
+from fledge.data.mixing.shares import PRESETS, Wish, amounts, choose, weights_by_genre
+from fledge.data.tokens.packing import encode_plain
+from fledge.data.tokens.stages import Mix
+from fledge.data.tokens.tokenizer import save_tokenizer, train_bpe
 from fledge.records.kinds import Document, Labelled
 from fledge.records.shards import ShardWriter, read
 

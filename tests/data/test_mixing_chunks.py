@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from fledge.core.artifact import Artifact
 from fledge.core.errors import FledgeError
 from fledge.core.recipe import from_values
-from fledge.data.chunking import border_strengths, cut, inside_grapheme, measure_for, pieces_of
-from fledge.data.packing import encode_plain
+from fledge.data.mixing.chunking import border_strengths, cut, inside_grapheme, measure_for, pieces_of
 from fledge.data.texts import units
-from fledge.data.token_stages import ChunkDocuments
-from fledge.data.tokenizer import save_tokenizer, train_bpe
+from fledge.data.tokens.packing import encode_plain
+from fledge.data.tokens.stages import ChunkDocuments
+from fledge.data.tokens.tokenizer import save_tokenizer, train_bpe
 from fledge.records.kinds import Document, Labelled
 from fledge.records.shards import ShardWriter, read
 

@@ -14,12 +14,12 @@ import pytest
 from fledge.core.artifact import NGram, Tokenizer, files_of
 from fledge.core.errors import FledgeError
 from fledge.core.reference import Ref
-from fledge.data.kneser_ney import FALLBACK, discounts_of
-from fledge.data.model_stages import TrainNGram
-from fledge.data.ngram_model import NGramModel, Stream
+from fledge.data.judges.kneser_ney import FALLBACK, discounts_of
+from fledge.data.judges.ngram_model import NGramModel, Stream
+from fledge.data.judges.stages import TrainNGram
 from fledge.data.ngrams import unit_hashes
 from fledge.data.texts import units
-from fledge.data.token_stages import TrainTokenizer
+from fledge.data.tokens.stages import TrainTokenizer
 from fledge.records.kinds import Document
 from tests.data.conftest import Runner, chinese, corpus, english, write
 
@@ -203,7 +203,7 @@ def test_a_long_list_of_texts_is_scored_in_parts(run: Runner, tmp_path: Path, mo
     texts = [" ".join(text) for text in made_up(5)]
     model = trained(run, tmp_path, made_up(4), order=3)
     whole = model.perplexities(texts)
-    monkeypatch.setattr("fledge.data.ngram_model._AT_ONCE", 30)
+    monkeypatch.setattr("fledge.data.judges.ngram_model._AT_ONCE", 30)
     np.testing.assert_allclose(model.perplexities(texts), whole, rtol=1e-12)
     assert model.perplexities([]).shape == (0,)
 

@@ -15,7 +15,7 @@ import pytest
 
 from fledge.core.errors import FledgeError
 from fledge.core.reference import Outside, resolve
-from fledge.data.packages import (
+from fledge.data.sources.packages import (
     choice_items,
     mend_citation,
     mend_example,

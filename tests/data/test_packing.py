@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fledge.data.packing import TokenShards, encode_plain, pack, pack_texts
-from fledge.data.tokenizer import END, END_OF_TEXT, SPECIAL, train_bpe
+from fledge.data.tokens.packing import TokenShards, encode_plain, pack, pack_texts
+from fledge.data.tokens.tokenizer import END, END_OF_TEXT, SPECIAL, train_bpe
 
 from .conftest import digests
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from fledge.core.artifact import Artifact, Tokens
 from fledge.core.errors import FledgeError
-from fledge.data import packer
-from fledge.data.batches import IGNORED, Batch
-from fledge.data.packer import Cut, Packing, best_fit, concatenate, pack_shard
-from fledge.data.packing import encode_plain
-from fledge.data.rows import Prefetched, RowBatches, Shuffle, TokenRows
-from fledge.data.token_stages import Pack
-from fledge.data.tokenizer import save_tokenizer, train_bpe
+from fledge.data.tokens import packer
+from fledge.data.tokens.batches import IGNORED, Batch
+from fledge.data.tokens.packer import Cut, Packing, best_fit, concatenate, pack_shard
+from fledge.data.tokens.packing import encode_plain
+from fledge.data.tokens.rows import Prefetched, RowBatches, Shuffle, TokenRows
+from fledge.data.tokens.stages import Pack
+from fledge.data.tokens.tokenizer import save_tokenizer, train_bpe
 from fledge.records.kinds import Document, Labelled
 from fledge.records.shards import ShardWriter
 
@@ -101,7 +101,7 @@ def packed(run: Runner, data: Artifact, tokenizer: Artifact, work: str = "", wor
 
 def every_row(rows: TokenRows) -> Batch:
     """All rows as one batch, in the order in which they lie."""
-    from fledge.data.rows import as_batch
+    from fledge.data.tokens.rows import as_batch
 
     return as_batch(*rows.read(np.arange(len(rows))))
 

@@ -12,8 +12,8 @@ import pytest
 from fledge.core.artifact import NGram
 from fledge.core.errors import FledgeError
 from fledge.core.reference import Ref
-from fledge.data.kneser_ney import train_ngram
-from fledge.data.ngram_model import NGramModel, Segmenter
+from fledge.data.judges.kneser_ney import train_ngram
+from fledge.data.judges.ngram_model import NGramModel, Segmenter
 from fledge.data.stages import Refine
 from fledge.data.steps import Rejected
 from fledge.data.steps.perplexity import Perplexity

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from fledge.cli.main import cli
-from fledge.data.sample import sample, sample_of
+from fledge.data.inspection.sample import sample, sample_of
 from fledge.records.formats import load
 from fledge.records.kinds import Document, Labelled
 

@@ -13,7 +13,7 @@ import pytest
 
 import fledge.records.shards as shards
 from fledge.core.artifact import Artifact
-from fledge.data.passes import DONE
+from fledge.data.inputs import DONE
 from fledge.data.stages import Refine
 
 from .conftest import Runner, digests, write

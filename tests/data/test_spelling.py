@@ -13,10 +13,10 @@ import pytest
 from fledge.core.artifact import Artifact, NGram
 from fledge.core.errors import FledgeError
 from fledge.core.reference import Ref, resolve
-from fledge.data.kneser_ney import train_ngram
-from fledge.data.ngram_model import NGramModel, Segmenter
-from fledge.data.packages import read_package
-from fledge.data.spelling import CONFUSED, Speller, chinese, one_edit
+from fledge.data.judges.kneser_ney import train_ngram
+from fledge.data.judges.ngram_model import NGramModel, Segmenter
+from fledge.data.judges.spelling import CONFUSED, Speller, chinese, one_edit
+from fledge.data.sources.packages import read_package
 from fledge.data.steps import Rejected
 from fledge.data.steps.spelling import Spelling
 from fledge.data.texts import text_of, units

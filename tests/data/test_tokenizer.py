@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.core.artifact import Artifact, Tokenizer
-from fledge.data.packing import encode_plain
-from fledge.data.token_stages import TrainTokenizer
-from fledge.data.tokenizer import SPECIAL, bytes_per_token, sample_texts, train_bpe
+from fledge.data.tokens.packing import encode_plain
+from fledge.data.tokens.stages import TrainTokenizer
+from fledge.data.tokens.tokenizer import SPECIAL, bytes_per_token, sample_texts, train_bpe
 from fledge.records.kinds import Document
 
 from .conftest import Runner, chinese, corpus, digests, english, talk, write

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from fledge.core.artifact import Artifact
 from fledge.core.errors import FledgeError
 from fledge.core.recipe import from_values
-from fledge.data.packing import encode_plain
 from fledge.data.texts import units
-from fledge.data.token_stages import ReportTokenizers, TrainTokenizer
-from fledge.data.tokenizer import SPECIAL, TRAINERS
-from fledge.data.tokenizer_report import KNOWN, known, measured
-from fledge.data.unigram import best_log_chances, expectations, lattice_of, train_unigram
+from fledge.data.tokens.packing import encode_plain
+from fledge.data.tokens.stages import ReportTokenizers, TrainTokenizer
+from fledge.data.tokens.tokenizer import SPECIAL, TRAINERS
+from fledge.data.tokens.tokenizer_report import KNOWN, known, measured
+from fledge.data.tokens.unigram import best_log_chances, expectations, lattice_of, train_unigram
 from fledge.records.chat import ChatRenderer
 from fledge.records.kinds import Document, Message
 
@@ -108,7 +108,7 @@ def test_training_repeats_in_every_process() -> None:
     """Hash maps are seeded anew by every process, and several threads finish in another order each time."""
     code = """
 import hashlib, random
-from fledge.data.tokenizer import TRAINERS
+from fledge.data.tokens.tokenizer import TRAINERS
 rng = random.Random(0)
 words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 9))) for _ in range(600)]
 words += ["".join(rng.choices("人民法院审理案件应当以事实为根据", k=rng.randint(2, 9))) for _ in range(300)]

@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from fledge.core.errors import FledgeError
-from fledge.records.files import READERS, RawRow, files_in, rows_of
 from fledge.records.formats import load
-from fledge.records.json_rows import json_file, json_lines
 from fledge.records.kinds import Document
-from fledge.records.packed import spans
-from fledge.records.raw import Limits, lines
+from fledge.records.raw.files import READERS, RawRow, files_in, rows_of
+from fledge.records.raw.json_rows import json_file, json_lines
+from fledge.records.raw.packed import spans
+from fledge.records.raw.rows import Limits, lines
+from fledge.records.raw.tables import table
 from fledge.records.rejects import Rejects, read_rejects
-from fledge.records.tables import table
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fledge.core.errors import FledgeError
-from fledge.records.files import RawRow, rows_of
 from fledge.records.formats import load
 from fledge.records.kinds import Document
-from fledge.records.raw import Limits
+from fledge.records.raw.files import RawRow, rows_of
+from fledge.records.raw.rows import Limits
 
 
 def pdf(*pages: str, title: str = "", encrypt: str = "") -> bytes:

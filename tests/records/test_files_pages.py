@@ -12,12 +12,12 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from fledge.core.errors import FledgeError
-from fledge.records.encodings import charset_of, decode
-from fledge.records.files import rows_of
 from fledge.records.formats import load
 from fledge.records.kinds import Document
-from fledge.records.markup import plain
-from fledge.records.raw import Limits
+from fledge.records.raw.encodings import charset_of, decode
+from fledge.records.raw.files import rows_of
+from fledge.records.raw.markup import plain
+from fledge.records.raw.rows import Limits
 from fledge.records.rejects import Rejects, read_rejects
 
 CHINESE = (

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 import fledge.records
 from fledge.core.errors import FledgeError
 from fledge.core.language import catalogue
-from fledge.records.files import PIECE
 from fledge.records.formats import FORMATS, detect, load
 from fledge.records.kinds import (
     Answer,
@@ -37,6 +36,7 @@ from fledge.records.kinds import (
     texts,
     to_row,
 )
+from fledge.records.raw.files import PIECE
 from fledge.records.rejects import Rejects, read_rejects
 from fledge.records.values import Misfit
 from fledge.records.writers import FILES, KIND_OF_FORMAT, WRITERS, write_format

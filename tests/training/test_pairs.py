@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fledge.data.batches import Pair
+from fledge.data.tokens.batches import Pair
 from fledge.records.chat import ChatRenderer, Rendered
 from fledge.records.kinds import Answer, Message, Preference
 from fledge.training.objective import Batch

@@ -190,8 +190,8 @@ def inspect_data(
     path: str, tokenizer: str, html: str, as_json: bool, spot_check: int | None, table: str, judged: str, seed: int
 ) -> None:
     """`fledge data inspect`."""
-    from fledge.data.inspect import inspect
-    from fledge.data.spot_check import Verdicts, write_table
+    from fledge.data.inspection.inspect import inspect
+    from fledge.data.inspection.spot_check import Verdicts, write_table
 
     verdicts = Verdicts.read(Path(judged)) if judged else None
     folder = _lies_at(path)
@@ -200,7 +200,7 @@ def inspect_data(
         rows = write_table(report.spot, Path(table))
         click.echo(t("{rows} rows to judge: {path}", rows=rows, path=table), err=True)
     if html:
-        from fledge.data.inspect_page import page
+        from fledge.data.inspection.inspect_page import page
 
         write_atomic(Path(html), page(report, verdicts))
         click.echo(html)
@@ -215,7 +215,7 @@ def inspect_data(
 
 def sample_data(path: str, rows: int, seed: int, by: Any, to: str, out: str) -> None:
     """`fledge data sample`."""
-    from fledge.data.sample import FORMAT_OF_KIND, sample_of
+    from fledge.data.inspection.sample import FORMAT_OF_KIND, sample_of
     from fledge.records.writers import known, spelled, write_format
 
     if to:

@@ -76,7 +76,7 @@ class Ratings(Records, kind="ratings"):
 
 
 class Tokens(Artifact, kind="tokens"):
-    """Texts as token ids in rows of one length, packed for training: `data.rows.TokenRows`."""
+    """Texts as token ids in rows of one length, packed for training: `data.tokens.rows.TokenRows`."""
 
     @classmethod
     def problem_with(cls, path: Path) -> str:

@@ -31,7 +31,7 @@ A = TypeVar("A", bound=Artifact)
 _STAGE_OUTPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)?")
 _SCHEME = re.compile(r"(package|hub):(.+)")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+", re.DOTALL)
-_REMOTE = "fledge.data.remote"
+_REMOTE = "fledge.core.remote"
 """The module that lists and fetches what is behind a URL. A floor above: it is named here and never imported from."""
 _REVISION = re.compile(r"[0-9a-f]{40}")
 

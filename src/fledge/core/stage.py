@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 MODULES = (
     "fledge.models.stages",
     "fledge.data.stages",
-    "fledge.data.token_stages",
-    "fledge.data.model_stages",
-    "fledge.data.crawl_stages",
+    "fledge.data.tokens.stages",
+    "fledge.data.judges.stages",
+    "fledge.data.crawl.stages",
     "fledge.training.stages",
     "fledge.evaluation.stages",
     "fledge.alignment.stages",

@@ -27,13 +27,13 @@ from fledge.core.reference import Outside
 from fledge.core.workers import spread
 from fledge.data import sources
 from fledge.data.ngrams import hash64
-from fledge.data.packages import read_package
+from fledge.data.sources.packages import read_package
 from fledge.data.texts import size_of
-from fledge.records.files import READERS, is_data
 from fledge.records.formats import Unusable, load
 from fledge.records.kinds import Conversation, Record, as_document, schema, to_row
-from fledge.records.packed import PACKED, Span, is_packed, spans, streams, suffix_of
-from fledge.records.raw import Limits
+from fledge.records.raw.files import READERS, is_data
+from fledge.records.raw.packed import PACKED, Span, is_packed, spans, streams, suffix_of
+from fledge.records.raw.rows import Limits
 from fledge.records.rejects import Rejects, read_rejects
 from fledge.records.shards import ShardWriter, read_shard, shards_of
 
@@ -291,7 +291,7 @@ def _lines_in(unit: Unit) -> int:
     """The lines of a span, for the places of those behind it."""
     if unit.span is None or unit.reader:
         return 0
-    from fledge.records.packed import open_packed
+    from fledge.records.raw.packed import open_packed
 
     with open_packed(_base(unit.source) / unit.files[0], unit.limits, unit.span) as stream:
         return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(1 << 20), b""))

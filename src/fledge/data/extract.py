@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 from fledge.data.texts import UNSPACED
-from fledge.records.markup import parse
+from fledge.records.raw.markup import parse
 
 _TITLES = ("h1", "h2", "h3", "h4", "h5", "h6")
 _BLOCKS = frozenset(

@@ -4,7 +4,7 @@ A pass applies the verdicts of the corpus step before it, runs the steps that lo
 what is left for the corpus step behind it. The folder of a finished chunk holds
 
     rows.arrow      what passed               rejected/    what did not, with step, reason and value
-    sketch.arrow    for the step behind       chunk.json   counts; written last
+    sketch.arrow    for the step behind       done.json    counts; written last
 
 so that a refinery that was killed goes on behind the chunks that are there, whichever process made them.
 """
@@ -12,7 +12,6 @@ so that a refinery that was killed goes on behind the chunks that are there, whi
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -21,40 +20,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fledge.core.stage import all_stages
 from fledge.data.chunk import Chunk
+from fledge.data.inputs import Rows, made_once
 from fledge.data.steps import read_step, write_step
 from fledge.data.steps.base import CorpusStep, Refused, Step
-from fledge.records.kinds import schema
 from fledge.records.rejects import Rejects
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS, SKETCH, DONE = "rows.arrow", "sketch.arrow", "chunk.json"
+ROWS, SKETCH = "rows.arrow", "sketch.arrow"
 Found = Mapping[str, list[Path]]  # text of a reference or source → the files behind it
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where a chunk's rows lie: a row group of a Parquet shard, or (group -1) the file of an earlier pass."""
-
-    file: Path
-    group: int = -1
-    count: int = 0
-
-    def read(self, kind: str) -> pa.Table:
-        """The rows, with the columns of `schema(kind)`."""
-        import pyarrow as pa
-        import pyarrow.ipc as ipc
-        import pyarrow.parquet as pq
-
-        if self.group < 0:
-            with pa.OSFile(str(self.file)) as source:
-                return ipc.open_file(source).read_all()
-        columns = schema(kind)
-        with pq.ParquetFile(self.file) as shard:
-            return shard.read_row_group(self.group, columns=columns.names).cast(columns)
 
 
 @dataclass(frozen=True)
@@ -80,7 +56,6 @@ class Pass:
     @classmethod
     def from_json(cls, text: str) -> Pass:
         """The inverse of `to_json`."""
-        all_stages()  # plug-ins bring steps
         said = json.loads(text)
         after, before = (step and read_step(step) for step in (said["after"], said["before"]))
         assert after is None or isinstance(after, CorpusStep)
@@ -101,19 +76,13 @@ class Piece:
 
 
 def make(piece: Piece) -> dict[str, Any]:
-    """Make the chunk unless it is there; returns what `chunk.json` says."""
-    done = piece.folder / DONE
-    if done.is_file():
-        return json.loads(done.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    """Make the chunk unless it is there; returns what was noted about it."""
+    return made_once(piece.folder, lambda folder: _work(piece, folder))
+
+
+def _work(piece: Piece, folder: Path) -> dict[str, Any]:
     todo = _ready(piece.description)
-    making = piece.folder.with_name(f".{piece.folder.name}")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    notes = _Work(todo).run(Chunk(todo.kind, piece.rows.read(todo.kind)), piece.first, making)
-    (making / DONE).write_text(json.dumps(notes, ensure_ascii=False, sort_keys=True), encoding="utf-8")
-    shutil.rmtree(piece.folder, ignore_errors=True)
-    making.rename(piece.folder)
-    return notes
+    return _Work(todo).run(Chunk(todo.kind, piece.rows.read(todo.kind)), piece.first, folder)
 
 
 @lru_cache(maxsize=2)

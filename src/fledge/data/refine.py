@@ -16,18 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fledge.core.artifact import Artifact, digest_of, write_atomic
+from fledge.core.artifact import Artifact, digest_of
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.reference import Ref, Source
 from fledge.core.stage import walk
 from fledge.core.workers import same_workers, spread, workers_for
 from fledge.data.dedup.index import find_index, has_index, write_index
-from fledge.data.passes import ROWS, SKETCH, Pass, Piece, Rows, make, write_table
+from fledge.data.inputs import Rows, rows_of
+from fledge.data.passes import ROWS, SKETCH, Pass, Piece, make, write_table
 from fledge.data.steps import CorpusStep, Step, write_step
 from fledge.data.steps.base import Sketches
 from fledge.records.rejects import Rejects
-from fledge.records.shards import RECORDS, ShardWriter, read, shards_of
+from fledge.records.shards import RECORDS, ShardWriter
 
 Notes = list[dict[str, Any]]
 SHARD_ROWS = 20_000
@@ -58,7 +59,8 @@ class Refinery:
 
     def _passes(self, data: Artifact, against: Sequence[Artifact]) -> tuple[list[Rows], list[Path], list[Notes]]:
         """What passed, the folders that hold what did not, and what was noted in each pass."""
-        rows, unreadable = self._rows_of(data, self.work / "raw")
+        unreadable = self.work / "raw"
+        rows = self._rows_of(data, unreadable)
         folders: list[list[Path]] = []
         notes: list[Notes] = []
         groups = cut(self.steps)
@@ -99,19 +101,8 @@ class Refinery:
         with ThreadPoolExecutor(workers_for(self.job.execution, len(shards))) as pool:
             list(pool.map(write, range(len(shards))))
 
-    def _rows_of(self, data: Artifact, raw: Path) -> tuple[list[Rows], Path]:
-        """The chunks of a corpus, and the folder of what could not be read of it. Raw files become shards first."""
-        if not shards_of(data):
-            done = raw / "done"
-            if not done.is_file():
-                shutil.rmtree(raw, ignore_errors=True)
-                with Rejects(raw) as rejects, ShardWriter(raw, self.kind) as writer:
-                    for record in read(data, self.kind, rejects):
-                        writer.write(record)
-                        self.job.events.progress(writer.rows)
-                write_atomic(done, "")
-            data = Artifact(raw)
-        return chunks_of(data), raw
+    def _rows_of(self, data: Artifact, raw: Path) -> list[Rows]:
+        return rows_of(data, raw, self.job.events.progress, self.kind)[1]
 
     def _go_over(self, todo: Pass, rows: list[Rows], folder: Path, at: tuple[int, int]) -> tuple[list[Path], Notes]:
         """Make every chunk of a pass. Returns their folders and what was noted, in the order of the corpus."""
@@ -162,7 +153,7 @@ class Refinery:
                   path=artifact.path, step=step.name)
             )  # fmt: skip
         name = digest_of([str(artifact.path), write_step(step)])[:12]
-        rows, _ = self._rows_of(artifact, self.work / f"raw-{name}")
+        rows = self._rows_of(artifact, self.work / f"raw-{name}")
         todo = Pass(self.kind, before=step, keep_rows=False, found=self.found)
         parts, notes = self._go_over(todo, rows, self.work / f"against-{name}", (0, 1))
         return _sketches(parts, [note["rows"] for note in notes], scratch)
@@ -200,18 +191,6 @@ def cut(steps: Sequence[Step]) -> list[tuple[list[Step], CorpusStep | None]]:
         else:
             group.append(step)
     return [*passes, (group, None)]
-
-
-def chunks_of(data: Artifact) -> list[Rows]:
-    """The row groups of all shards, in order; empty ones are left out."""
-    import pyarrow.parquet as pq
-
-    chunks = []
-    for shard in shards_of(data):
-        metadata = pq.read_metadata(shard)
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        chunks += [Rows(shard, group, size) for group, size in enumerate(sizes) if size]
-    return chunks
 
 
 def _shards(rows: list[Rows]) -> list[list[tuple[Rows, int, int]]]:

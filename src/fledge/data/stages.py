@@ -37,7 +37,7 @@ class Collect(Stage, use="data.collect", version=2):
 
     def run(self, job: Job) -> Records:
         from fledge.data.collect import collect
-        from fledge.records.raw import Limits
+        from fledge.records.raw.rows import Limits
 
         found = [job.find(source) for source in self.sources]
         started = time.perf_counter()

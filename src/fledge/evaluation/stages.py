@@ -50,7 +50,7 @@ class Evaluate(Stage, use="evaluate", version=1):
         import time
 
         from fledge.core.artifact import write_atomic
-        from fledge.data.contamination_report import read_report
+        from fledge.data.decontamination.report import read_report
         from fledge.evaluation.evaluate import evaluate, flatten
         from fledge.evaluation.subject import open_subject
 

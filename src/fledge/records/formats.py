@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Any
 from fledge.core.errors import FledgeError, Problem, listing
 from fledge.core.language import t
 from fledge.records import spellings
-from fledge.records.files import NOT_UTF8, Limits, RawRow, files_in, rows_of
 from fledge.records.kinds import Conversation, Record, as_document, texts
-from fledge.records.packed import Span
+from fledge.records.raw.files import NOT_UTF8, Limits, RawRow, files_in, rows_of
+from fledge.records.raw.packed import Span
 from fledge.records.rejects import Reason, near
 from fledge.records.values import Common, Misfit, Values, as_text, kind_name, unpacked
 

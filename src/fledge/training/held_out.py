@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.data.packing import encode_plain
+from fledge.data.tokens.packing import encode_plain
 from fledge.training.likelihood import IGNORED, head_of, hidden_states, shifted, token_logprobs
 
 TOKENS_AT_ONCE = 8192

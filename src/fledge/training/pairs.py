@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.data.batches import Pair, padded
+from fledge.data.tokens.batches import Pair, padded
 from fledge.records.chat import ChatRenderer, Rendered
 from fledge.records.kinds import Preference
 from fledge.training.objective import Batch, as_batch

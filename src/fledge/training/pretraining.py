@@ -11,9 +11,9 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.store import home
-from fledge.data.batches import PackedBatches
-from fledge.data.packing import TokenShards, pack_texts
-from fledge.data.rows import Prefetched, RowBatches, TokenRows
+from fledge.data.tokens.batches import PackedBatches
+from fledge.data.tokens.packing import TokenShards, pack_texts
+from fledge.data.tokens.rows import Prefetched, RowBatches, TokenRows
 from fledge.models.build import build_model
 from fledge.models.load import load_tokenizer
 from fledge.records import shards

@@ -16,7 +16,7 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.reference import Ref
-from fledge.data.batches import ConversationBatches, PreferenceBatches, permutation
+from fledge.data.tokens.batches import ConversationBatches, PreferenceBatches, permutation
 from fledge.models.load import load_model
 from fledge.models.save import save_model
 from fledge.records import shards

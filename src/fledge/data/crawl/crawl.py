@@ -36,10 +36,10 @@ from fledge.data.crawl.sitemap import MOST_BYTES as SITEMAP_BYTES
 from fledge.data.crawl.sitemap import read_sitemap
 from fledge.data.crawl.urls import BadURL, canonical, split
 from fledge.data.ngrams import hash64
-from fledge.records.encodings import text_in
+from fledge.records.raw.encodings import text_in
 
 if TYPE_CHECKING:
-    from fledge.data.crawl_stages import Crawl
+    from fledge.data.crawl.stages import Crawl
 
 AGAIN = (408, 425, 429, 500, 502, 503, 504)
 WAIT = (429, 503)  # the whole host is to be left alone for a while

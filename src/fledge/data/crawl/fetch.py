@@ -18,7 +18,7 @@ from typing import Any, Self
 import httpcore
 import httpx
 
-from fledge.data.addresses import RefusedAddress, UnknownHost, refuse_private
+from fledge.core.addresses import RefusedAddress, UnknownHost, refuse_private
 from fledge.data.crawl.page import header
 from fledge.data.crawl.urls import split
 

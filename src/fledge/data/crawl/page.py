@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from fledge.data.crawl.robots import Marks, marks_of
 from fledge.data.crawl.urls import BadURL, NotHTTP, canonical
-from fledge.records.encodings import decode, text_in
-from fledge.records.markup import parse
+from fledge.records.raw.encodings import decode, text_in
+from fledge.records.raw.markup import parse
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborHTMLParser

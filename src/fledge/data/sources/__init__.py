@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from fledge.records.kinds import Record
-from fledge.records.packed import BROKEN, Bomb, Span, open_packed, suffix_of
-from fledge.records.raw import Limits
+from fledge.records.raw.packed import BROKEN, Bomb, Span, open_packed, suffix_of
+from fledge.records.raw.rows import Limits
 from fledge.records.rejects import Rejects
 
 STEP = "collect"

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from fledge.data.sources import Setting
-from fledge.records.encodings import decode
 from fledge.records.kinds import Document, Record
-from fledge.records.packed import open_packed, suffix_of
+from fledge.records.raw.encodings import decode
+from fledge.records.raw.packed import open_packed, suffix_of
 
 _LANGUAGES = {
     "Ada": "adb ads", "Assembly": "asm s", "Batch": "bat cmd", "C": "c h", "C#": "cs", "C++": "cc cpp cxx hh hpp hxx",

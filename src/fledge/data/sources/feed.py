@@ -13,8 +13,8 @@ from fledge.core.language import t
 from fledge.data.sources import Setting
 from fledge.records.formats import Unusable
 from fledge.records.kinds import Document, Record
-from fledge.records.markup import plain
-from fledge.records.packed import open_packed
+from fledge.records.raw.markup import plain
+from fledge.records.raw.packed import open_packed
 
 
 def read(file: Path, setting: Setting) -> Iterator[Record]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from fledge.core.errors import need
 from fledge.data.sources import Setting
-from fledge.records.encodings import decode
 from fledge.records.kinds import Document, Record
-from fledge.records.packed import open_packed
+from fledge.records.raw.encodings import decode
+from fledge.records.raw.packed import open_packed
 
 _CLASS = re.compile(r"\\document(?:class|style)\b")
 _COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*?(?:\n[ \t]*|$)")

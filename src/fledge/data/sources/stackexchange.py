@@ -10,7 +10,7 @@ from fledge.data.sources import Setting
 from fledge.data.sources.posts import Post, Posts
 from fledge.data.sources.xml import elements
 from fledge.records.kinds import Conversation, Message, Record
-from fledge.records.markup import plain
+from fledge.records.raw.markup import plain
 
 _QUESTION, _ANSWER = "1", "2"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from fledge.data.sources import Setting
 from fledge.data.sources.posts import Post, Posts
-from fledge.records.files import rows_of
 from fledge.records.kinds import Conversation, Message, Record, Role
+from fledge.records.raw.files import rows_of
 
 _TEXTS = ("text", "body", "content")
 _AUTHORS = ("author", "author_name", "user", "username")

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from xml.etree import ElementTree
 
 from fledge.data.sources import Setting
-from fledge.records.packed import BROKEN, Bomb, open_packed
+from fledge.records.raw.packed import BROKEN, Bomb, open_packed
 
 
 class _TooLong(Exception):

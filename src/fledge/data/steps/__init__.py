@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
 from fledge.core.errors import did_you_mean
+from fledge.core.stage import all_stages
 from fledge.data.steps.base import CorpusStep, Filter, RecordStep, Refused, Rejected, Sketches, Step
 from fledge.data.steps.check import Check
 from fledge.data.steps.classify import Classify
@@ -90,6 +91,9 @@ def read_step(value: object) -> Step:
     if not isinstance(value, dict) or len(value) != 1:
         raise ValueError("must be the name of a step, or {name: {option: value}}")
     (name, options), steps = next(iter(value.items())), all_steps()
+    if name not in steps:
+        all_stages()  # plug-ins bring steps
+        steps = all_steps()
     if name not in steps:
         raise ValueError(
             f'there is no step "{name}" (there are {", ".join(steps)}) {did_you_mean(str(name), steps)}'.rstrip()

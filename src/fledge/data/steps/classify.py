@@ -15,7 +15,7 @@ from fledge.data.steps.base import Find, Refused, Rejected, Step
 
 if TYPE_CHECKING:
     from fledge.data.chunk import Chunk
-    from fledge.data.classifier import Classifier
+    from fledge.data.judges.classifier import Classifier
 
 
 class Classify(Step, name="classify"):
@@ -41,7 +41,7 @@ class Classify(Step, name="classify"):
         return self
 
     def start(self, find: Find) -> None:
-        from fledge.data.classifier import Classifier
+        from fledge.data.judges.classifier import Classifier
 
         (folder,) = find(self.model)
         self._classifier = Classifier.load(folder)

@@ -17,7 +17,7 @@ from fledge.data.texts import units
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fledge.data.contamination import ItemIndex
+    from fledge.data.decontamination.contamination import ItemIndex
 
 MOST_PIECES = 10
 
@@ -57,14 +57,14 @@ class Decontaminate(Overlap, CorpusStep, name="decontaminate"):
 
     def index(self, find: Find) -> ItemIndex:
         """The items' n-grams."""
-        from fledge.data.contamination import ItemIndex
-        from fledge.data.eval_items import read_items
+        from fledge.data.decontamination.contamination import ItemIndex
+        from fledge.data.decontamination.eval_items import read_items
 
         items = [item for ref in self.items for item in read_items(ref.text, find(ref))]
         return ItemIndex(items, self.n, self.shortest, self.common_items)
 
     def sketch(self, chunk: Chunk) -> pa.Table:
-        from fledge.data.contamination import sketch
+        from fledge.data.decontamination.contamination import sketch
 
         assert self._index is not None
         return sketch(self._index, chunk.of_each(units), chunk.ids)
@@ -72,7 +72,7 @@ class Decontaminate(Overlap, CorpusStep, name="decontaminate"):
     def decide(self, sketches: Sketches, earlier: list[Sketches]) -> pa.Table:
         import pyarrow as pa
 
-        from fledge.data.contamination import Match, matches
+        from fledge.data.decontamination.contamination import Match, matches
 
         rows: dict[int, list[Match]] = {}
         for match in matches(sketches.tables(), sketches.rows, self.common_documents, self.least):
@@ -111,7 +111,7 @@ class Decontaminate(Overlap, CorpusStep, name="decontaminate"):
         return (chunk.with_column("text", texts) if lines else chunk), refused
 
     def _cut(self, text: str, keys: list[int]) -> list[str]:
-        from fledge.data.contamination import cut, spans_of
+        from fledge.data.decontamination.contamination import cut, spans_of
 
         spans = spans_of(text, keys, range(min(self.shortest, self.n), self.n + 1))
         return cut(text, spans, self.margin, self.least_piece)

@@ -16,8 +16,8 @@ from fledge.data.texts import units
 
 if TYPE_CHECKING:
     from fledge.data.chunk import Chunk
-    from fledge.data.classifier import Classifier
     from fledge.data.harm import Judge, Verdict
+    from fledge.data.judges.classifier import Classifier
 
 THRESHOLDS = {"en": 30.0, "zh": 30.0}
 
@@ -59,7 +59,7 @@ class Harm(Step, name="harm"):
         files = [file for source in self.words for file in find(source)]
         self._judge = Judge(Lexicon(read_words(files, self.languages) if files else (), self.pinyin))
         if self.model is not None:
-            from fledge.data.classifier import Classifier
+            from fledge.data.judges.classifier import Classifier
 
             (folder,) = find(self.model)
             self._classifier = Classifier.load(folder)

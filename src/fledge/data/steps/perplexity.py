@@ -15,7 +15,7 @@ from fledge.data.steps.base import CorpusStep, Find, Refused, Rejected, Sketches
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fledge.data.ngram_model import NGramModel
+    from fledge.data.judges.ngram_model import NGramModel
 
 BUCKETS = ("head", "middle", "tail")
 
@@ -36,7 +36,7 @@ class Perplexity(CorpusStep, name="perplexity"):
     _model: NGramModel | None = PrivateAttr(None)
 
     def start(self, find: Find) -> None:
-        from fledge.data.ngram_model import NGramModel
+        from fledge.data.judges.ngram_model import NGramModel
 
         (folder,) = find(self.model)
         self._model = NGramModel.load(folder)

@@ -16,12 +16,12 @@ from fledge.data.steps.base import Find, Refused, Rejected, Step
 from fledge.data.texts import units
 
 if TYPE_CHECKING:
-    from fledge.data.spelling import Speller
+    from fledge.data.judges.spelling import Speller
 
 
 class Spelling(Step, name="spelling"):
     """Unknown words one edit from a frequent one (Damerau, 1964), wrong articles, doubled words, missing capitals;
-    Chinese look-alikes and homophones in unlikely places, doubled particles, mixed punctuation (`data.spelling`).
+    Chinese look-alikes and homophones in unlikely places, doubled particles, mixed punctuation (`judges.spelling`).
     Their number per 1,000 words or Chinese characters goes into `meta.spelling`; above `max` a text is refused."""
 
     model: Ref[NGram] = Field(description="an n-gram model of clean reference text, its units words")
@@ -34,8 +34,8 @@ class Spelling(Step, name="spelling"):
     _speller: Speller | None = PrivateAttr(None)
 
     def start(self, find: Find) -> None:
-        from fledge.data.ngram_model import NGramModel
-        from fledge.data.spelling import Speller
+        from fledge.data.judges.ngram_model import NGramModel
+        from fledge.data.judges.spelling import Speller
 
         (folder,) = find(self.model)
         model = NGramModel.load(folder)

@@ -1,7 +1,7 @@
 """An n-gram language model that reads: how likely is a text under a reference corpus?
 
-Interpolated modified Kneser–Ney (Chen and Goodman, 1999), estimated in `data.kneser_ney` and kept as sorted arrays of
-64-bit hashes that are mapped into memory: whole chunks are scored by a few binary searches.
+Interpolated modified Kneser–Ney (Chen and Goodman, 1999), estimated in `kneser_ney` and kept as sorted arrays of 64-bit
+hashes that are mapped into memory: whole chunks are scored by a few binary searches.
 
     model = NGramModel.load(path)
     model.perplexities(["the court shall hear the case", "case hear the shall court the"])      # (2,)
@@ -54,7 +54,7 @@ class Segmenter:
             return [unit_hashes(units(text)) for text in texts]
         if self.unit == "bytes":
             return [_numbers(np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)) for text in texts]
-        from fledge.data.packing import encode_plain
+        from fledge.data.tokens.packing import encode_plain
 
         return [_numbers(np.asarray(ids, np.uint64)) for ids in encode_plain(self._tokenizer, texts)]
 

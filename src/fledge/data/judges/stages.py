@@ -37,8 +37,8 @@ class TrainNGram(Stage, use="ngram.train", version=1):
             yield Problem(t("the units are tokens exactly where a tokenizer is named"), fix=t("give both, or neither"))
 
     def run(self, job: Job) -> NGram:
-        from fledge.data.kneser_ney import train_ngram
-        from fledge.data.ngram_model import Segmenter
+        from fledge.data.judges.kneser_ney import train_ngram
+        from fledge.data.judges.ngram_model import Segmenter
 
         tokenizer = job.open(self.tokenizer).path / "tokenizer.json" if self.tokenizer else None
         metrics = train_ngram(
@@ -89,8 +89,8 @@ class TrainClassifier(Stage, use="classifier.train", version=1):
             )
 
     def run(self, job: Job) -> Classifier:
-        from fledge.data.classifier import Features, Settings
-        from fledge.data.classifier_training import train_classifier
+        from fledge.data.judges.classifier import Features, Settings
+        from fledge.data.judges.classifier_training import train_classifier
 
         named = {"": self.data, "positive": self.positive, "negative": self.negative}
         metrics = train_classifier(
@@ -125,7 +125,7 @@ class FindContamination(Overlap, Stage, use="data.contamination", version=1):
     )
 
     def run(self, job: Job) -> Contamination:
-        from fledge.data.contamination_report import examine
+        from fledge.data.decontamination.report import examine
 
         step = Decontaminate(items=self.tasks, **{name: getattr(self, name) for name in Overlap.model_fields})
         return Contamination(job.out, examine(job, job.open(self.data), step))

@@ -1,4 +1,4 @@
-"""Documents into packed rows (`data.rows`), in as many processes as there are, going on where a killed run stopped.
+"""Documents into packed rows (`rows`), in as many processes as there are, going on where a killed run stopped.
 
 Two passes of independent work: every row group of the corpus is encoded; then runs of row groups that together hold
 `shard` tokens are each packed into one shard. Neither depends on the number of processes.
@@ -29,11 +29,10 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.workers import spread
-from fledge.data.batches import Ids
-from fledge.data.inputs import keep, made_once, rows_of, set_aside
-from fledge.data.packing import encode_all, plain
-from fledge.data.passes import Rows
-from fledge.data.rows import TOKENS, write_index
+from fledge.data.inputs import Rows, keep, made_once, rows_of, set_aside
+from fledge.data.tokens.batches import Ids
+from fledge.data.tokens.packing import encode_all, plain
+from fledge.data.tokens.rows import TOKENS, write_index
 from fledge.records.kinds import Conversation, as_document, from_row
 
 Strategy = Literal["best_fit", "concatenate"]

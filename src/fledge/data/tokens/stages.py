@@ -85,7 +85,7 @@ class Mix(Stage, use="data.mix", version=1):
             yield Problem(t("every tier needs a factor"), found=listing(sorted(missing)))
         weighted = {name: s for name, s in self.sources.items() if s.epochs is None}
         if self.preset:
-            from fledge.data.mixing import PRESETS
+            from fledge.data.mixing.shares import PRESETS
 
             known = PRESETS[self.preset]
             unknown = [name for name, s in weighted.items() if s.weight is None and s.genre not in known]
@@ -104,7 +104,7 @@ class Mix(Stage, use="data.mix", version=1):
         return {"": Records}
 
     def run(self, job: Job) -> Records:
-        from fledge.data.mixer import Mixer
+        from fledge.data.mixing.mixer import Mixer
 
         started = time.perf_counter()
         kind, metrics = Mixer(self, job).run()
@@ -136,7 +136,7 @@ class ChunkDocuments(Stage, use="data.chunk", version=1):
             yield Problem(t("pieces are measured in tokens by a tokenizer"), fix="by: tokens, tokenizer: …")
 
     def run(self, job: Job) -> Documents:
-        from fledge.data.chunking import chunk_corpus
+        from fledge.data.mixing.chunking import chunk_corpus
 
         started = time.perf_counter()
         tokenizer = job.open(self.tokenizer).path if self.tokenizer else None
@@ -162,7 +162,7 @@ class Pack(Stage, use="data.pack", version=1):
     shard: Count = Field(64_000_000, ge=1000, description="tokens a shard, about; memory is ten times that in bytes")
 
     def run(self, job: Job) -> Tokens:
-        from fledge.data.packer import pack
+        from fledge.data.tokens.packer import pack
 
         started = time.perf_counter()
         data = [job.open(ref) for ref in self.data]
@@ -211,7 +211,7 @@ class TrainTokenizer(Stage, use="tokenizer.train", version=2):
             )
 
     def run(self, job: Job) -> Tokenizer:
-        from fledge.data.tokenizer import train_tokenizer
+        from fledge.data.tokens.tokenizer import train_tokenizer
 
         started = time.perf_counter()
         metrics = train_tokenizer([job.open(ref) for ref in self.data], self, job.out)
@@ -239,7 +239,7 @@ class ReportTokenizers(Stage, use="tokenizer.report", version=1):
     )
 
     def run(self, job: Job) -> Artifact:
-        from fledge.data.tokenizer_report import report
+        from fledge.data.tokens.tokenizer_report import report
 
         named = {name: job.open(ref).path for name, ref in self.tokenizers.items()}
         return Artifact(job.out, report(named, [job.open(ref) for ref in self.data], self.sample, self.cached, job))

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fledge.data.eval_items import EvalItem
-from fledge.data.ngram_model import Stream
+from fledge.data.decontamination.eval_items import EvalItem
+from fledge.data.judges.ngram_model import Stream
 from fledge.data.ngrams import Words64, ngrams, unit_hashes
 from fledge.data.texts import units
 

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.data.batches import IGNORED, Batch, BatchSource, Ids
 from fledge.data.ngrams import Words64, mix
+from fledge.data.tokens.batches import IGNORED, Batch, BatchSource, Ids
 
 T = TypeVar("T")
 INDEX, TOKENS = "index.json", "tokens"

@@ -1,4 +1,4 @@
-"""Carrying out a mixture (`data.mixing`) out of core: measured, planned, sent into buckets, and written in order.
+"""Carrying out a mixture (`shares`) out of core: measured, planned, sent into buckets, and written in order.
 
 What is kept in memory is some tens of bytes for every text, never a text: the sources' row groups are measured in
 parallel, the plan gives every chosen text its place in the mixture, each row group sends its texts into the buckets
@@ -22,21 +22,21 @@ from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.workers import spread
 from fledge.data.chunk import Chunk
-from fledge.data.curriculum import buckets_of
-from fledge.data.inputs import made_once, rows_of, set_aside
-from fledge.data.mixing import MANY_EPOCHS, Chosen, Wish, amounts, choose, in_order, weights_by_genre
+from fledge.data.inputs import Rows, made_once, rows_of, set_aside
+from fledge.data.mixing.curriculum import buckets_of
+from fledge.data.mixing.shares import MANY_EPOCHS, Chosen, Wish, amounts, choose, in_order, weights_by_genre
 from fledge.data.ngrams import hash64
-from fledge.data.packer import one_thread, plain_of
-from fledge.data.packing import encode_all
-from fledge.data.passes import ROWS, Rows
+from fledge.data.passes import ROWS
 from fledge.data.texts import size_of
+from fledge.data.tokens.packer import one_thread, plain_of
+from fledge.data.tokens.packing import encode_all
 from fledge.records.kinds import Conversation, as_document, texts
 from fledge.records.shards import ShardWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fledge.data.token_stages import Mix
+    from fledge.data.tokens.stages import Mix
 
 _BUCKET = 2**26  # bytes of text that are sorted at once
 FACTS = {

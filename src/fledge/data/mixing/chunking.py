@@ -24,10 +24,10 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.workers import spread
-from fledge.data.inputs import made_once, rows_of, set_aside
-from fledge.data.packer import one_thread, plain_of
-from fledge.data.passes import ROWS, Rows, write_table
+from fledge.data.inputs import Rows, made_once, rows_of, set_aside
+from fledge.data.passes import ROWS, write_table
 from fledge.data.texts import UNSPACED
+from fledge.data.tokens.packer import one_thread, plain_of
 from fledge.records.kinds import Conversation, Document, as_document, from_row, schema, to_row
 from fledge.records.shards import ShardWriter
 

@@ -17,7 +17,7 @@ from typing import Any
 from fledge.core.artifact import Artifact, write_atomic
 from fledge.core.job import Job
 from fledge.core.language import LANGUAGES, t
-from fledge.data.contamination import as_json, by_task, matches
+from fledge.data.decontamination.contamination import as_json, by_task, matches
 from fledge.data.refine import Refinery
 from fledge.data.steps.decontaminate import Decontaminate, Overlap
 from fledge.records.shards import kind_in, shards_of

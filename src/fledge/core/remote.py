@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
+from fledge.core.addresses import RefusedAddress, refuse_private
 from fledge.core.artifact import digest_of
 from fledge.core.errors import FledgeError, Problem, missing_extra, need
 from fledge.core.language import t
 from fledge.core.reference import Outside
-from fledge.data.addresses import RefusedAddress, refuse_private
 
 PIECE = 1 << 20
 _REDIRECTS = 5

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fledge.core.artifact import Artifact
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.data.ngram_model import BEGIN, UNKNOWN, Floats, NGramModel, Notes, Order, Segmenter, Stream
+from fledge.data.judges.ngram_model import BEGIN, UNKNOWN, Floats, NGramModel, Notes, Order, Segmenter, Stream
 from fledge.data.ngrams import Words64, hash64, mix
 from fledge.data.texts import text_of, units
 from fledge.records.shards import kind_in, read

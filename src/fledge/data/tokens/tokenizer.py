@@ -12,7 +12,7 @@
 All three repeat bit for bit. The `tokenizers` library alone does that for BPE only: its Unigram and WordPiece trainers
 gave another `tokenizer.json` in each of four processes, single-threaded, from the same sorted text (Unigram other
 scores; WordPiece another vocabulary), because they walk hash maps seeded by each process. Hence Unigram is trained by
-`data.unigram`, and WordPiece by the library's BPE trainer with its alphabet, prefixed letters included, given in order.
+`unigram`, and WordPiece by the library's BPE trainer with its alphabet, prefixed letters included, given in order.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING, Any
 import fledge.records
 from fledge.core.artifact import Artifact
 from fledge.data.ngrams import hash64
-from fledge.data.packing import encode_plain
 from fledge.data.texts import UNSPACED
+from fledge.data.tokens.packing import encode_plain
 from fledge.records.kinds import texts
 from fledge.records.shards import kind_in, read
 
 if TYPE_CHECKING:
-    from fledge.data.token_stages import TrainTokenizer
+    from fledge.data.tokens.stages import TrainTokenizer
 
 END_OF_TEXT, START, END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL = (END_OF_TEXT, START, END, PAD)
@@ -110,7 +110,7 @@ def train_unigram_tokenizer(
     """A `tokenizers.Tokenizer`: special tokens, `<unk>` (which never occurs), the 256 bytes, pieces by likelihood."""
     from tokenizers import Tokenizer, decoders, models
 
-    from fledge.data.unigram import train_unigram
+    from fledge.data.tokens.unigram import train_unigram
 
     tokenizer = Tokenizer(models.Unigram())
     _normalize(tokenizer, normalizer)
@@ -249,7 +249,7 @@ def bytes_per_token(tokenizer: Any, some: Iterable[str]) -> float:
 
 def train_tokenizer(data: Iterable[Artifact], asked: TrainTokenizer, out: Path) -> dict[str, Any]:
     """Train on a sample of the data, save below `out` with a `report.json`. Returns the metrics."""
-    from fledge.data.tokenizer_report import measured, write_report
+    from fledge.data.tokens.tokenizer_report import measured, write_report
 
     some = sample_texts(data, asked.sample)
     tokenizer = TRAINERS[asked.algorithm](some.texts, asked.vocab_size, asked.normalizer, asked.special_tokens)

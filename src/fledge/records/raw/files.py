@@ -15,14 +15,14 @@ from typing import BinaryIO
 from fledge.core.artifact import EVENTS, MANIFEST
 from fledge.core.errors import FledgeError, Problem, listing
 from fledge.core.language import t
-from fledge.records.arrow import BESIDE, arrow
-from fledge.records.books import epub, pdf
-from fledge.records.json_rows import json_file, json_lines
-from fledge.records.packed import BROKEN, PACKED, Bomb, Span, is_packed, open_packed, suffix_of
-from fledge.records.pages import html, warc
-from fledge.records.raw import NOT_UTF8, Limits, RawRow, Reader, decoded, lines, shown, too_long
+from fledge.records.raw.arrow import BESIDE, arrow
+from fledge.records.raw.books import epub, pdf
+from fledge.records.raw.json_rows import json_file, json_lines
+from fledge.records.raw.packed import BROKEN, PACKED, Bomb, Span, is_packed, open_packed, suffix_of
+from fledge.records.raw.pages import html, warc
+from fledge.records.raw.rows import NOT_UTF8, Limits, RawRow, Reader, decoded, lines, shown, too_long
+from fledge.records.raw.tables import parquet, table
 from fledge.records.rejects import REJECTED, Reason
-from fledge.records.tables import parquet, table
 
 __all__ = ["NOT_UTF8", "PIECE", "READERS", "Limits", "RawRow", "files_in", "is_data", "rows_of"]
 

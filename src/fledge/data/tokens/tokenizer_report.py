@@ -16,9 +16,9 @@ from typing import Any
 from fledge.core.artifact import Artifact, sha256_of
 from fledge.core.job import Job
 from fledge.core.language import t
-from fledge.data.packing import encode_plain
 from fledge.data.texts import units
-from fledge.data.tokenizer import sample_texts
+from fledge.data.tokens.packing import encode_plain
+from fledge.data.tokens.tokenizer import sample_texts
 
 KNOWN = {
     "gpt2": ("openai-community/gpt2", "gpt2"),

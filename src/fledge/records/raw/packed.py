@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from fledge.records.raw import Limits
+from fledge.records.raw.rows import Limits
 
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 Span: TypeAlias = tuple[int, int]

@@ -15,8 +15,8 @@ from typing import Any
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.records.files import rows_of
 from fledge.records.kinds import Preference, Prompt, Rating, texts
+from fledge.records.raw.files import rows_of
 from fledge.records.shards import kind_in, read, shards_of
 
 QUESTION = (

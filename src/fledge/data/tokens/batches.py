@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fledge.data.ngrams import mix
-from fledge.data.packing import TokenShards
+from fledge.data.tokens.packing import TokenShards
 
 Ids = NDArray[np.int64]
 IGNORED = -100

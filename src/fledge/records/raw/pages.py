@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from fledge.core.errors import need
-from fledge.records.encodings import charset_of, decode
-from fledge.records.raw import Limits, RawRow, too_long
+from fledge.records.raw.encodings import charset_of, decode
+from fledge.records.raw.rows import Limits, RawRow, too_long
 from fledge.records.rejects import Reason
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")

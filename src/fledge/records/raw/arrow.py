@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fledge.records.raw import Limits, RawRow
+from fledge.records.raw.rows import Limits, RawRow
 from fledge.records.rejects import Reason
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from fledge.records.raw import NOT_UTF8, SHOWN, TOO_LONG, Limits, RawRow, decoded, lines, shown, too_long
+from fledge.records.raw.rows import NOT_UTF8, SHOWN, TOO_LONG, Limits, RawRow, decoded, lines, shown, too_long
 from fledge.records.rejects import Reason
 
 _LISTS = ("data", "rows", "examples", "items", "train")  # keys under which a JSON object may keep its rows

@@ -20,7 +20,7 @@ from fledge.core.artifact import Artifact
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.intervals import Interval, wilson
 from fledge.core.language import t
-from fledge.data.classifier import Bags, Features, Floats, Settings, loss, softmax, train
+from fledge.data.judges.classifier import Bags, Features, Floats, Settings, loss, softmax, train
 from fledge.data.ngrams import hash64
 from fledge.data.texts import text_of, units
 from fledge.records.kinds import Labelled

@@ -14,11 +14,11 @@ from typing import Any
 from fledge.core.artifact import Artifact
 from fledge.core.language import t
 from fledge.core.units import show_bytes
+from fledge.data.inspection.sample import Chosen
+from fledge.data.inspection.spot_check import SHOWN, Row, Spot, rejected_row
+from fledge.data.inspection.variety import Gauge, Variety
 from fledge.data.language import language_of
-from fledge.data.sample import Chosen
-from fledge.data.spot_check import SHOWN, Row, Spot, rejected_row
 from fledge.data.texts import size_of, text_of, units
-from fledge.data.variety import Gauge, Variety
 from fledge.records.kinds import Conversation, Labelled, Preference, Prompt, Rating, Record, schema, to_row
 from fledge.records.rejects import read_rejects
 from fledge.records.shards import kind_in, read

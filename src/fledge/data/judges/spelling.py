@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from fledge.data.ngram_model import NGramModel, Stream
+from fledge.data.judges.ngram_model import NGramModel, Stream
 from fledge.data.ngrams import Words64, unit_hashes
 from fledge.data.texts import HAN
 

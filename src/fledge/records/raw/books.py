@@ -12,9 +12,9 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from fledge.core.errors import need
-from fledge.records.encodings import decode
-from fledge.records.markup import plain
-from fledge.records.raw import Limits, RawRow, too_long
+from fledge.records.raw.encodings import decode
+from fledge.records.raw.markup import plain
+from fledge.records.raw.rows import Limits, RawRow, too_long
 from fledge.records.rejects import Reason
 
 _HYPHEN = re.compile(r"[\x02\u00ad\ufffe]\n?|(?<=[a-z])-\n(?=[a-z])")  # a word divided at the end of a line

@@ -15,9 +15,9 @@ from markupsafe import Markup
 
 from fledge.core.language import LANGUAGES, language, t
 from fledge.core.units import show_bytes
-from fledge.data.bars import bar, histogram, interval, short
-from fledge.data.inspect import EDGES, Report, fact_name, unit_name
-from fledge.data.spot_check import Verdicts, said
+from fledge.data.inspection.bars import bar, histogram, interval, short
+from fledge.data.inspection.inspect import EDGES, Report, fact_name, unit_name
+from fledge.data.inspection.spot_check import Verdicts, said
 
 TEMPLATES = Path(__file__).parent / "templates"
 

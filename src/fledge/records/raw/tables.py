@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from fledge.records.arrow import named_rows
-from fledge.records.raw import Limits, RawRow, Reader, lines, shown, too_long
+from fledge.records.raw.arrow import named_rows
+from fledge.records.raw.rows import Limits, RawRow, Reader, lines, shown, too_long
 from fledge.records.rejects import Reason
 
 

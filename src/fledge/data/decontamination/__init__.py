@@ -1,0 +1,1 @@
+"""Which evaluation items stand in training data, and the report on it."""

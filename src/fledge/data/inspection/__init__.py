@@ -1,0 +1,1 @@
+"""Looking at records: reports, samples, spot checks."""

@@ -1,0 +1,1 @@
+"""Mixtures of sources: shares, pieces of long documents, curricula, and carrying them out."""

@@ -1,0 +1,1 @@
+"""From text to rows of token ids: tokenizers, packing, and the batches that training reads."""

@@ -1,0 +1,1 @@
+"""Raw files of every kind as rows that know where they stand."""
