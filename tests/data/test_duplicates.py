@@ -13,7 +13,7 @@ import pytest
 from fledge.data.chunk import Chunk
 from fledge.data.dedup.buckets import Buckets
 from fledge.data.dedup.corpora import components
-from fledge.data.dedup.minhash import MinHash, signatures_in
+from fledge.data.dedup.minhash import MinHash, fixed_width
 from fledge.data.dedup.simhash import simhashes
 from fledge.data.dedup.units import Units, hash_each, positions
 from fledge.data.ngrams import jaccard, shingles, unit_hashes
@@ -171,7 +171,7 @@ def test_clusters_are_those_of_plain_banding_and_verification(tmp_path: Path, th
     """Recomputed with dictionaries: at threshold 0 all rows that share a band are one cluster."""
     records, step = mixed(9), NearDedup(threshold=threshold)
     sketches = sketched(step, records, tmp_path / "a")
-    signatures = np.concatenate([signatures_in(table, 112) for table in sketches.tables()])
+    signatures = np.concatenate([fixed_width(table["signature"], 112, np.uint32) for table in sketches.tables()])
     meeting = defaultdict(list)
     for row, signature in enumerate(signatures):
         for band in range(14):

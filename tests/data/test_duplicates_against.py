@@ -169,6 +169,7 @@ PEAK = """
 import resource, sys
 import numpy as np, pyarrow as pa
 from pathlib import Path
+from fledge.data.dedup.minhash import MinHash
 from fledge.data.passes import write_table
 from fledge.data.steps import NearDedup, Sketches
 
@@ -182,6 +183,7 @@ for start in starts:
         "row": np.arange(2_000), "length": rng.integers(0, 9_999, 2_000),
         "name": rng.integers(0, 2**63, 2_000).astype(np.uint64), "id": [f"document {start + i}" for i in range(2_000)],
         "signature": pa.array([signature.tobytes() for signature in signatures], pa.binary(448)),
+        "bands": pa.array([bands.tobytes() for bands in MinHash().bands_of(signatures)], pa.binary(112)),
     }), files[-1], None)
 (folder / "scratch").mkdir()
 verdicts = NearDedup().decide(Sketches(files, starts, rows, folder / "scratch"), [])

@@ -23,11 +23,10 @@ from fledge.core.reference import Ref, Source
 from fledge.core.stage import walk
 from fledge.core.workers import same_workers, spread, workers_for
 from fledge.data.dedup.index import find_index, has_index, write_index
-from fledge.data.inputs import Rows, rows_of
+from fledge.data.inputs import Rows, rows_of, set_aside
 from fledge.data.passes import ROWS, SKETCH, Pass, Piece, make, write_table
 from fledge.data.steps import CorpusStep, Step, write_step
 from fledge.data.steps.base import Sketches
-from fledge.records.rejects import Rejects
 from fledge.records.shards import RECORDS, ShardWriter
 
 Notes = list[dict[str, Any]]
@@ -51,11 +50,10 @@ class Refinery:
         started = time.perf_counter()
         with same_workers():
             rows, folders, notes = self._passes(data, against)
-        with Rejects(self.job.out) as rejects:
-            for folder in folders:
-                rejects.take_from(folder)
-        self._write_shards(rows)
-        return self._metrics(notes, rejects.reasons, time.perf_counter() - started)
+        with ThreadPoolExecutor(1) as beside:
+            refused = beside.submit(set_aside, folders, self.job.out)
+            self._write_shards(rows)
+        return self._metrics(notes, refused.result(), time.perf_counter() - started)
 
     def _passes(self, data: Artifact, against: Sequence[Artifact]) -> tuple[list[Rows], list[Path], list[Notes]]:
         """What passed, the folders that hold what did not, and what was noted in each pass."""

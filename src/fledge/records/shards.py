@@ -95,7 +95,7 @@ class Parts:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"part-{self._part:05d}.parquet"
-            self._file = pq.ParquetWriter(self.folder / name, self.columns, compression="zstd", compression_level=3)
+            self._file = pq.ParquetWriter(self.folder / name, self.columns, compression="zstd", compression_level=1)
         if group.num_rows:
             self._file.write_table(group)
         self._in_part += group.num_rows

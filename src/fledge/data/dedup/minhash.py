@@ -16,7 +16,7 @@ machine where 64-bit products shingle by shingle took 90. Finding and hashing th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,10 +103,10 @@ def _meeting(minhash: MinHash, corpora: Corpora) -> Integers:
     """(m, 2) each row that shares a band with a better one, and the best that does; each pair once, sorted."""
     dtype = np.dtype([("key", "<u8"), *RANK])
     buckets = Buckets(corpora.scratch / "bands", dtype, corpora.rows * minhash.bands)
-    for table in corpora.tables(["row", "length", "name", "signature"]):
+    for table in corpora.tables(["row", "length", "name", "bands"]):
         if table.num_rows:
             records = np.repeat(corpora.ranked(table, dtype), minhash.bands)
-            records["key"] = minhash.bands_of(signatures_in(table, minhash.places)).ravel()
+            records["key"] = fixed_width(table["bands"], minhash.bands, np.uint64).ravel()
             buckets.add(records)
     found: list[Integers] = []
     for records in buckets.groups():
@@ -125,7 +125,7 @@ def _agreeing(minhash: MinHash, corpora: Corpora, pairs: Integers, threshold: fl
     file: Path = corpora.scratch / "signatures"
     with file.open("wb") as out:
         for table, at in corpora.where(rows, ["signature"]):
-            signatures_in(table, minhash.places)[at].tofile(out)
+            fixed_width(table["signature"], minhash.places, np.uint32)[at].tofile(out)
     agree = np.zeros(len(pairs), dtype=np.bool_)
     for start in range(0, len(pairs), _PAIRS):
         block = slice(start, start + _PAIRS)
@@ -137,8 +137,8 @@ def _agreeing(minhash: MinHash, corpora: Corpora, pairs: Integers, threshold: fl
     return pairs[agree]
 
 
-def signatures_in(table: object, places: int) -> Signatures:
-    """(n, K) the column `signature` of a sketch, without a copy where it lies in one piece."""
-    column = table["signature"].combine_chunks()  # type: ignore[index]
-    flat = np.frombuffer(column.buffers()[1], dtype=np.uint32)
-    return flat[column.offset * places : (column.offset + len(column)) * places].reshape(-1, places)
+def fixed_width(column: Any, width: int, dtype: type[np.generic]) -> NDArray[Any]:
+    """(n, width) a column of fixed-size binary as numbers, without a copy where it lies in one piece."""
+    whole = column.combine_chunks()
+    flat = np.frombuffer(whole.buffers()[1], dtype=dtype)
+    return flat[whole.offset * width : (whole.offset + len(whole)) * width].reshape(-1, width)

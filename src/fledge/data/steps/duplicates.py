@@ -54,10 +54,13 @@ class NearDedup(CorpusStep, name="minhash"):
 
         minhash = self._minhash()
         rows, signatures = minhash.signatures(chunk.texts, _labels(chunk))
-        column = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(4 * minhash.places), len(rows), [None, pa.py_buffer(signatures.tobytes())]
-        )
-        return pa.table(rank_columns(chunk)).take(pa.array(rows)).append_column("signature", column)
+        table = pa.table(rank_columns(chunk)).take(pa.array(rows))
+        # the bands' keys are made here, where many processes work, and not where one decides
+        for name, array in (("signature", signatures), ("bands", minhash.bands_of(signatures))):
+            width = pa.binary(array.itemsize * array.shape[1])
+            column = pa.FixedSizeBinaryArray.from_buffers(width, len(rows), [None, pa.py_buffer(array.tobytes())])
+            table = table.append_column(name, column)
+        return table
 
     def decide(self, sketches: Sketches, earlier: list[Sketches]) -> pa.Table:
         from fledge.data.dedup.corpora import Corpora
