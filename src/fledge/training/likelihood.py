@@ -20,11 +20,13 @@ from fledge.training.objective import Batch
 
 IGNORED = -100
 CHUNK = 2**20  # logits held at once: 4 MB in fp32, so that the passes over them stay in cache
+MOST = 2**26  # 256 MB
 
 
-def rows_per_chunk(vocab_size: int) -> int:
-    """Rows of logits held at once."""
-    return max(32, CHUNK // vocab_size)
+def rows_per_chunk(vocab_size: int, width: int) -> int:
+    """Rows of logits held at once: as many as stay in cache, but no fewer than the hidden states are wide, or adding to
+    the weight's gradient (V · D numbers for each chunk) would cost more than the logits themselves."""
+    return max(32, min(max(CHUNK // vocab_size, width), MOST // vocab_size))
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class _WeightedNLL(torch.autograd.Function):
         z_loss: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        size = rows_per_chunk(weight.shape[0])
+        size = rows_per_chunk(*weight.shape)
         w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
         exact = torch.float32 if dtype != torch.float64 else dtype
         nll, squares = torch.zeros((), dtype=exact, device=hidden.device), torch.zeros((), dtype=exact)
@@ -132,7 +134,7 @@ class _TokenLogProbs(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias, labels)
         ctx.head, ctx.dtype = head, dtype
-        size = rows_per_chunk(weight.shape[0])
+        size = rows_per_chunk(*weight.shape)
         w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
         exact = torch.float32 if dtype != torch.float64 else dtype
         found = []
