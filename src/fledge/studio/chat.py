@@ -285,17 +285,18 @@ class ChatPage:
         self.model = name
         self.show()
 
-    def switch_language(self) -> None:
+    async def switch_language(self) -> None:
         """English ↔ 简体中文, remembered in this browser."""
         self.lang = "en" if self.lang == "zh" else "zh"
-        ui.run_javascript(f"fledge.remember('fledge_language', '{self.lang}')")
+        await ui.run_javascript(f"fledge.remember('fledge_language', '{self.lang}')")
         self.show()
 
     async def switch_theme(self) -> None:
         """Light ↔ dark, remembered in this browser."""
         dark = await ui.run_javascript("document.body.classList.contains('body--dark')")
+        # remembered before it is seen: whoever reloads on seeing it finds it again
+        await ui.run_javascript(f"fledge.remember('fledge_theme', '{'light' if dark else 'dark'}')")
         self.dark.value = not dark
-        ui.run_javascript(f"fledge.remember('fledge_theme', '{'light' if dark else 'dark'}')")
 
     # ---- the answer
 
