@@ -83,8 +83,8 @@ class Refine(Stage, use="data.refine", version=2):
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         size = sizes.get(self.data.text) or Size(1e4, 1e7)
-        seconds = size.bytes / machine.rate("data.refine", 0.5e6)
-        memory = (0.2e9 + 2 * size.bytes, 0.4e9 + 10 * size.bytes)
+        seconds = 2 + size.bytes / machine.rate("data.refine", 2e6)
+        memory = (0.3e9, 1e9 + 40 * size.rows)  # chunks pass through; a few bytes a row are kept to decide by
         return Estimate((0.5 * seconds, 2 + 2 * seconds), memory, size.bytes, {"": size})
 
 
