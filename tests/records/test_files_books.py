@@ -163,6 +163,16 @@ def test_a_book_may_be_packed_and_a_damaged_member_is_found(tmp_path: Path) -> N
     assert row.error and row.error.said("en") == "is not a valid EPUB"
 
 
+def test_a_compression_that_nobody_here_knows_is_said(tmp_path: Path) -> None:
+    content = bytearray(epub())
+    at = -1
+    while (at := content.find(b"PK\x01\x02", at + 1)) >= 0:
+        content[at + 10 : at + 12] = (97).to_bytes(2, "little")  # WavPack, in every entry of the directory
+    (tmp_path / "a.epub").write_bytes(content)
+    row = only(tmp_path / "a.epub")
+    assert row.error and row.error.said("en") == "is not a valid EPUB" and "compression" in row.found
+
+
 def test_a_broken_book_is_an_error_when_it_is_all_there_is(tmp_path: Path) -> None:
     (tmp_path / "a.epub").write_bytes(zlib.compress(b"no"))
     with pytest.raises(FledgeError, match="is not a valid EPUB"):

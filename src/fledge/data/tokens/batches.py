@@ -141,6 +141,16 @@ class PackedBatches:
         return ids, positions
 
 
+def _check_sizes(batch_size: int, max_length: int) -> None:
+    if batch_size < 1 or max_length < 2:
+        raise ValueError("batch_size must be at least 1 and max_length at least 2")
+
+
+def _teaches(row: Row, max_length: int) -> bool:
+    """Whether anything is to be learned within the first `max_length` tokens; the first has nothing before it."""
+    return any(weight > 0 for weight in row.weights[1:max_length])
+
+
 class ConversationBatches:
     """Rendered rows, padded on the right, rows of like length together.
 
@@ -160,9 +170,8 @@ class ConversationBatches:
         multiple: int = 8,
         window: int = 32,
     ) -> None:
-        if batch_size < 1 or max_length < 2:
-            raise ValueError("batch_size must be at least 1 and max_length at least 2")
-        self.rows = [row for row in rows if any(w > 0 for w in row.weights[1:max_length])]
+        _check_sizes(batch_size, max_length)
+        self.rows = [row for row in rows if _teaches(row, max_length)]
         self.dropped = len(rows) - len(self.rows)
         if not self.rows:
             raise ValueError("there is no row on which anything is to be learned")
@@ -202,11 +211,8 @@ class PreferenceBatches:
         multiple: int = 8,
         window: int = 32,
     ) -> None:
-        if batch_size < 1 or max_length < 2:
-            raise ValueError("batch_size must be at least 1 and max_length at least 2")
-        self.pairs = [
-            p for p in pairs if all(any(w > 0 for w in r.weights[1:max_length]) for r in (p.chosen, p.rejected))
-        ]
+        _check_sizes(batch_size, max_length)
+        self.pairs = [p for p in pairs if _teaches(p.chosen, max_length) and _teaches(p.rejected, max_length)]
         self.dropped = len(pairs) - len(self.pairs)
         if not self.pairs:
             raise ValueError("there is no pair on which anything is to be learned")

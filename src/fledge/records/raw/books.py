@@ -70,8 +70,7 @@ def epub(stream: BinaryIO, name: str, limits: Limits) -> Iterator[RawRow]:
     except _TooBig as error:
         yield RawRow(name, error=Reason("unpacks to more than a file may hold"), found=str(error), last=True)
     except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, EOFError, RuntimeError, OSError, ValueError) as error:
-        yield RawRow(name, error=Reason("is not a valid EPUB"), found=str(error)[:200], last=True)
-    except NotImplementedError as error:  # a compression that zipfile does not know
+        # RuntimeError: zipfile's word for a password, and for a compression that it does not know
         yield RawRow(name, error=Reason("is not a valid EPUB"), found=str(error)[:200], last=True)
 
 
