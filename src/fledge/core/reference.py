@@ -9,7 +9,6 @@ a folder on this machine and the digest of its bytes.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import re
@@ -31,8 +30,6 @@ A = TypeVar("A", bound=Artifact)
 _STAGE_OUTPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)?")
 _SCHEME = re.compile(r"(package|hub):(.+)")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+", re.DOTALL)
-_REMOTE = "fledge.core.remote"
-"""The module that lists and fetches what is behind a URL. A floor above: it is named here and never imported from."""
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
 
@@ -193,8 +190,9 @@ def is_url(text: str) -> bool:
 
 def fetch(found: Outside, folder: Path) -> Outside:
     """What is behind a URL, fetched below `folder` (what is there already is not fetched again)."""
-    fetched: Outside = importlib.import_module(_REMOTE).fetch(found, folder)
-    return fetched
+    from fledge.core import remote
+
+    return remote.fetch(found, folder)
 
 
 def resolve(text: str, digest: Digest = sha256_of, root: Path | None = None) -> Outside:
@@ -204,8 +202,9 @@ def resolve(text: str, digest: Digest = sha256_of, root: Path | None = None) -> 
     """
     match = _SCHEME.fullmatch(text)
     if is_url(text):
-        found: Outside = importlib.import_module(_REMOTE).find(text)
-        return found
+        from fledge.core import remote
+
+        return remote.find(text)
     if text.startswith("file://"):
         return replace(resolve(unquote(text.removeprefix("file://")), digest, root), text=text)
     if match and match[1] == "package":
