@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fledge.core.errors import FledgeError
-from fledge.training.optimizer import build_optimizers, clip, freeze, lr_shares, set_lr
-from fledge.training.schedule import lr_factor
+from fledge.training.optimization.optimizer import build_optimizers, clip, freeze, lr_shares, set_lr
+from fledge.training.optimization.schedule import lr_factor
 from tests.training.toys import settings, tiny
 
 

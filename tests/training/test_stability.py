@@ -11,9 +11,9 @@ import torch
 
 from fledge.core.errors import FledgeError
 from fledge.core.events import Emitter, Event
-from fledge.training.diagnosis import STEPS, out_of_memory, symptoms, worse_on_held_out
 from fledge.training.objective import Batch, Term
 from fledge.training.objectives.causal_lm import CausalLM
+from fledge.training.stability.diagnosis import STEPS, out_of_memory, symptoms, worse_on_held_out
 from tests.training.test_trainer import Killed, trainer, weights
 from tests.training.toys import Packed, tiny
 

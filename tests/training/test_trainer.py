@@ -17,9 +17,9 @@ import torch
 
 from fledge.core.errors import FledgeError
 from fledge.core.events import Emitter, Event
-from fledge.training.loss_scale import FIRST, GROW_AFTER, LossScale
 from fledge.training.objective import Term, as_batch
 from fledge.training.objectives.causal_lm import CausalLM
+from fledge.training.optimization.loss_scale import FIRST, GROW_AFTER, LossScale
 from fledge.training.trainer import Trainer
 from tests.training.toys import Packed, settings, tiny
 
@@ -265,7 +265,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from safetensors.torch import save_file
 from fledge.core.events import Emitter
-from fledge.training.ranks import Ranks
+from fledge.training.layout.ranks import Ranks
 from tests.training.test_trainer import trainer
 from tests.training.toys import Packed, tiny
 import os

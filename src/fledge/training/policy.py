@@ -18,7 +18,7 @@ from fledge.core.language import t
 from fledge.models.adapters import LoRA, add_lora
 from fledge.models.load import base_of, is_adapter, load_model, load_tokenizer
 from fledge.models.save import save_model
-from fledge.training.optimizer import freeze
+from fledge.training.optimization.optimizer import freeze
 from fledge.training.settings import TrainSettings
 
 

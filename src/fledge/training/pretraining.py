@@ -20,11 +20,11 @@ from fledge.records import shards
 from fledge.records.kinds import Document
 from fledge.training.compiling import compile_layers, decide, forget
 from fledge.training.held_out import bits_per_byte, separator_id, xz_bits_per_byte
+from fledge.training.layout.ranks import Ranks, device_of
 from fledge.training.ngrams import ByteNgrams
 from fledge.training.objectives.causal_lm import CausalLM
-from fledge.training.optimizer import freeze
+from fledge.training.optimization.optimizer import freeze
 from fledge.training.policy import Policy
-from fledge.training.ranks import Ranks, device_of
 from fledge.training.trainer import Trainer
 
 if TYPE_CHECKING:

@@ -22,17 +22,17 @@ from fledge.models.save import save_model
 from fledge.records import shards
 from fledge.records.chat import ChatRenderer, Rendered
 from fledge.records.kinds import Conversation, Preference
-from fledge.training.diagnosis import worse_on_held_out
 from fledge.training.held_out import answer_loss
+from fledge.training.layout.ranks import Ranks, device_of
 from fledge.training.objective import Batch, BatchSource, Objective
 from fledge.training.objectives.chat import Chat
 from fledge.training.objectives.dpo import DPO, answer_logprobs, pair_logprobs
 from fledge.training.objectives.reward import Reward, scores
 from fledge.training.pairs import Contest, accuracy, ask, baselines, contests
 from fledge.training.policy import Policy, open_policy
-from fledge.training.ranks import Ranks, device_of
 from fledge.training.reference import WithReference, reference_logprobs
 from fledge.training.settings import TrainSettings, flops_per_token
+from fledge.training.stability.diagnosis import worse_on_held_out
 from fledge.training.trainer import Trainer
 
 if TYPE_CHECKING:

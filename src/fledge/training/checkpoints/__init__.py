@@ -1,0 +1,1 @@
+"""What survives a crash: checkpoints, the best weights, when to save."""

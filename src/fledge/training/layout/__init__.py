@@ -1,0 +1,1 @@
+"""How a run is divided among processes and devices."""

@@ -1,0 +1,1 @@
+"""What keeps a run sound: steps left out, the way back, symptoms in words."""
