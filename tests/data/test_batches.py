@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from fledge.data.tokens.batches import (
     PackedBatches,
     Pair,
     PreferenceBatches,
+    joined,
     padded,
     permutation,
 )
@@ -180,3 +182,35 @@ def test_pairs_stay_together() -> None:
 def test_padded_never_grows_past_the_longest_allowed() -> None:
     assert padded([Row([1] * 13, [1.0] * 13)], max_length=10, pad_id=0, multiple=8).input_ids.shape == (1, 10)
     assert padded([Row([1] * 3, [1.0] * 3)], max_length=10, pad_id=0, multiple=8).input_ids.shape == (1, 8)
+
+
+def test_rows_laid_end_to_end_hold_every_token_once_and_keep_rows_apart() -> None:
+    rows = [Row([10 * n + i for i in range(size)], [float(i % 3 > 0) for i in range(size)]) for n, size in
+            enumerate([5, 9, 2, 30, 7, 4, 11])]  # fmt: skip
+    batch = joined(rows, 20, 0, 24, multiple=4)
+    assert batch.attention_mask is None and batch.input_ids.shape[1] % 4 == 0
+    assert batch.input_ids.shape[0] == round((5 + 9 + 2 + 20 + 7 + 4 + 11) / 24)
+    found = []
+    for ids, positions, labels in zip(batch.input_ids, batch.position_ids, batch.labels, strict=True):
+        firsts = [*np.flatnonzero(positions == 0), len(ids)]
+        for first, end in pairwise(firsts):
+            assert (positions[first:end] == np.arange(end - first)).all()
+            found.append((ids[first:end].tolist(), labels[first:end].tolist()))
+    for row in rows:
+        ids, weights = list(row.ids[:20]), row.weights[:20]
+        expected = [IGNORED, *(i if w else IGNORED for i, w in zip(ids[1:], weights[1:], strict=True))]
+        assert found.count((ids, expected)) == 1
+        found.remove((ids, expected))
+    for ids, labels in found:  # what is left is filling
+        assert not any(ids) and set(labels) == {IGNORED}
+
+
+def test_packed_conversations_teach_the_targets_of_padded_ones() -> None:
+    rows = [Row(list(range(1, 4 + n)), [0.0, *[1.0] * (2 + n)]) for n in range(13)]
+    packed = ConversationBatches(rows, 4, 12, 0, seed=5, row_tokens=32)
+    assert len(packed) == 4
+    per_epoch = [Counter(int(i) for s in range(4) for i in p.batch(s + 4).labels.flat if i != IGNORED)
+                 for p in (packed, ConversationBatches(rows, 4, 12, 0, seed=5))]  # fmt: skip
+    assert per_epoch[0] == per_epoch[1]
+    again = ConversationBatches(rows, 4, 12, 0, seed=5, row_tokens=32).batch(6)
+    assert (again.input_ids == packed.batch(6).input_ids).all()

@@ -74,8 +74,8 @@ def test_bits_per_byte_is_the_measure_of_pre_training(
     scored: tuple[Any, dict[str, Any], list[Event]], world: dict[str, Artifact]
 ) -> None:
     from fledge.models.load import load_model, load_tokenizer
+    from fledge.training.corpus import excerpt
     from fledge.training.held_out import bits_per_byte, xz_bits_per_byte
-    from fledge.training.pretraining import excerpt
 
     texts = excerpt(world["talk"], 200)
     assert sum(len(text.encode()) for text in texts) == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 
 from fledge.core.errors import FledgeError
 from fledge.core.events import Emitter, Event
+from fledge.training.checkpoints.best import Best
 from fledge.training.likelihood import head_of, hidden_states, shifted, weighted_nll
 from fledge.training.objective import as_batch
 from fledge.training.trainer import Trainer
 from tests.training.test_trainer import Killed, trainer, weights, with_dropout
-from tests.training.toys import Packed, tiny
+from tests.training.toys import Packed, settings, tiny
 
 
 class Few(Packed):
@@ -84,3 +86,57 @@ def test_measuring_changes_nothing(events: Emitter) -> None:
 def test_without_held_out_rows_it_is_refused(events: Emitter) -> None:
     with pytest.raises(FledgeError, match="no held-out rows"):
         trainer(tiny(), events, steps=9, evaluate_every=2).fit()
+
+
+class Told:
+    """What is asked of the saver."""
+
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+        self.restored: list[int] = []
+
+    def keep_best(self, step: int) -> None:
+        self.kept.append(step)
+
+    def restore_best(self, step: int) -> None:
+        self.restored.append(step)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "losses, min_delta, stops_after, best",
+    [
+        ([2.0, 2.0, 2.0, 2.0, 2.0], 0.0, 4, 1),  # a flat curve stops
+        ([5.0, 4.0, 3.0, 2.0, 1.0, 0.5], 0.0, None, 6),  # an improving one does not
+        ([1.0, 2.0, 3.0, 4.0, 5.0], 0.0, 4, 1),  # a rising one stops: it is a loss, and lower is better
+        ([NAN, 3.0, NAN, 2.0, NAN, NAN, NAN], 0.0, 7, 4),  # what is not a number is never the best
+        ([NAN, NAN, NAN, NAN], 0.0, 3, 0),
+        ([3.0, float("inf"), 2.0], 0.0, None, 3),
+        ([2.0, 1.95, 1.91, 1.9, 1.89], 0.1, 4, 1),  # by no more than min_delta is not better …
+        ([2.0, 1.95, 1.89, 1.85, 1.78, 1.75], 0.1, None, 5),  # … than the best, not than the last
+        ([2.0, 2.1, 1.9, 2.1, 2.1, 2.1], 0.0, 6, 3),
+    ],
+)
+def test_when_it_stops_and_what_it_takes_for_the_best(
+    losses: list[float], min_delta: float, stops_after: int | None, best: int
+) -> None:
+    """Every curve twice: in one go, and killed and restored after every measurement."""
+    for killed in (False, True):
+        saver: Any = Told()
+        keeper, stopped = Best(settings(evaluate_every=1, patience=3, min_delta=min_delta), {}), None
+        for step, loss in enumerate(losses, 1):
+            assert keeper.due(step) and not keeper.exhausted
+            keeper.measured(step, loss, saver)
+            if killed:
+                state = json.loads(json.dumps(keeper.state()))
+                keeper = Best(settings(evaluate_every=1, patience=3, min_delta=min_delta), state)
+            if keeper.exhausted:
+                stopped = step
+                break
+        assert (stopped, keeper.step) == (stops_after, best), killed
+        last = stopped or len(losses)
+        keeper.restore(last, saver)
+        assert saver.restored == ([best] if best and best != last else []), "the best weights come back"
+        assert (saver.kept[-1] if saver.kept else 0) == best

@@ -10,9 +10,11 @@ import torch
 from fledge.core.stage import Execution
 from fledge.training import compiling
 from fledge.training.compiling import compile_layers, decide, forget, has_compiler
+from fledge.training.kernels import fast_kernels
 from fledge.training.likelihood import hidden_states
 from fledge.training.objective import as_batch
-from tests.training.toys import Packed, tiny
+from fledge.training.objectives.causal_lm import CausalLM
+from tests.training.toys import VOCAB, Packed, tiny
 
 LONG, SHORT = 10 * compiling.WORTH, 0.1 * compiling.WORTH
 
@@ -38,3 +40,31 @@ def test_compiled_layers_compute_the_same_and_can_be_undone(tmp_path: Path) -> N
         torch.testing.assert_close(hidden_states(model, batch), expected, rtol=1e-4, atol=1e-5)
         forget(layers)
         assert torch.equal(hidden_states(model, batch), expected)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+def test_packed_rows_of_many_lengths_share_one_piece_of_code(tmp_path: Path) -> None:
+    """Losses and gradients are those of the layers as they are, and the second length compiles nothing."""
+    model = tiny().double()
+    batches = []
+    for length in (40, 56):
+        ids = torch.randint(0, VOCAB, (1, length), generator=torch.Generator().manual_seed(length))
+        places = torch.cat([torch.arange(length // 2), torch.arange(length - length // 2)])[None]
+        batches.append({"input_ids": ids, "labels": ids, "position_ids": places})
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        for batch in batches:
+            CausalLM().forward({"model": model}, batch)[0].backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    with fast_kernels([model], "cpu"):
+        expected = gradients()
+        layers = compile_layers(model, tmp_path, varying=True)
+        torch._dynamo.utils.counters.clear()
+        found = gradients()
+        made = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        forget(layers)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # norms are taken in fp32
+    assert made == 1

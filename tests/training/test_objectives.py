@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from transformers import LlamaForSequenceClassification
 
 from fledge.core.events import Emitter, Event
+from fledge.training.kernels import fast_kernels
 from fledge.training.objective import as_batch, side
 from fledge.training.objectives.chat import Chat
 from fledge.training.objectives.dpo import DPO, pair_logprobs
@@ -83,7 +84,8 @@ def test_the_first_dpo_loss_is_ln_2_whatever_dropout_is_configured(
                 rows = [slice(i, i + size) for i in range(0, 4, size)]
                 return torch.cat([pair_logprobs(model, {k: v[r] for k, v in batch.items()}) for r in rows])
 
-        known = reference_logprobs(source, len(source), ask, tmp_path / f"{dtype}{micro_batch}.safetensors")
+        with fast_kernels([model], "cpu", dtype):  # those of the steps
+            known = reference_logprobs(source, len(source), ask, tmp_path / f"{dtype}{micro_batch}.safetensors")
         run = Trainer(
             DPO(0.1), {"model": model}, WithReference(source, known), chosen, 30, 0, events, micro_batch=micro_batch
         )

@@ -37,6 +37,9 @@ class StageLine:
         None  # (when, done) at the first progress of this unit: a resumed stage starts late
     )
     losses: list[float] = field(default_factory=list)
+    sources: dict[str, float] = field(default_factory=dict)  # the last loss of each source of a mixture
+    tokens_per_second: float = 0.0
+    mfu: float = 0.0
 
     def hear(self, event: Event) -> None:
         """Take in progress and losses."""
@@ -44,6 +47,10 @@ class StageLine:
             if event.name != self.unit or event.value < self.done or self.first is None:
                 self.unit, self.first = event.name, (time.monotonic(), float(event.value))
             self.done, self.total = float(event.value), event.data.get("total")
+            self.tokens_per_second = event.data.get("tokens_per_second") or 0.0
+            self.mfu = event.data.get("mfu") or 0.0
+        elif event.kind == "metric" and event.name.startswith("loss/"):
+            self.sources[event.name.removeprefix("loss/")] = float(event.value)
         elif event.kind == "metric" and event.name == "loss" and event.step is not None:
             self.losses.append(float(event.value))
 
@@ -54,7 +61,7 @@ class StageLine:
         return (self.done - self.first[1]) / elapsed
 
     def text(self) -> str:
-        """`base  1,200 / 3,000 steps  40%  15.9k/s  2 min left  ▇▅▃▂ 3.21`."""
+        """`base  1,200 / 3,000 steps  40%  3.1/s  2 min left  15.9k tokens/s  MFU 41%  ▇▅▃▂ 3.21  en 3.02  zh 3.40`."""
         parts = [f"{self.name:<14}", show_seconds(time.monotonic() - self.started)]
         if self.unit:
             amount = f"{self.done:,.0f}" + (f" / {self.total:,.0f}" if self.total else "")
@@ -66,8 +73,13 @@ class StageLine:
                 parts.append(f"{show_count(rate)}/s")
                 if self.total and self.done < self.total:
                     parts.append(t("{time} left", time=show_seconds((self.total - self.done) / rate)))
+        if self.tokens_per_second:
+            parts.append(t("{rate} tokens/s", rate=show_count(self.tokens_per_second)))
+        if self.mfu:
+            parts.append(f"MFU {100 * self.mfu:.0f}%")
         if self.losses:
             parts.append(f"{spark(self.losses)} {self.losses[-1]:.3f}")
+        parts += [f"{name} {loss:.3f}" for name, loss in list(self.sources.items())[:4]]
         return "  ".join(parts)
 
 

@@ -29,10 +29,19 @@ STAGES: dict[str, str] = {
     "classifier train": "a classifier of texts: quality, topic, toxicity",
     "model import": "make a model folder from a package, the Hub or a GGUF",
     "model merge": "merge an adapter into its base",
+    "model extend": "stretch a model's rotary positions to a longer context",
     "train pretrain": "train a model from nothing",
+    "train continue": "go on with a model's pre-training, on a domain's text",
     "train sft": "supervised fine-tuning on conversations",
     "train reward": "train a reward model on preferences",
     "train dpo": "direct preference optimisation",
+    "train classify": "teach a model to put texts into classes",
+    "train tag": "teach a model to mark names, places, … in texts",
+    "train embed": "teach a model to turn texts into vectors",
+    "train meta": "weights that learn a task from a few examples",
+    "train cross_validate": "K models of one stage, each measured on what it has not seen",
+    "search rate_range": "a training with a rising rate: which one to begin with",
+    "search scaling": "a scaling law from small runs, checked on a larger one",
     "align preferences": "make preference pairs from a model and real text",
     "align identity": "make data that teach a model its name",
     "evaluate": "measure models side by side",
@@ -46,8 +55,9 @@ GROUPS = {
     "tokenizer": "tokenizers: train, report",
     "ngram": "n-gram models: train",
     "classifier": "classifiers of texts: train",
-    "model": "model folders: import, merge",
+    "model": "model folders: import, merge, extend",
     "train": "pre-training, fine-tuning, reward models, preferences",
+    "search": "settings: a rate range test, scaling laws (fledge sweep: anything else)",
     "align": "data for alignment, made by models",
 }
 
@@ -135,36 +145,58 @@ _FROM = click.Option(["--from", "start"], default="", metavar="STAGE", help="mak
 _RECIPE = click.Argument(["recipe"], default="hatch")
 
 
-def _run(recipe: str, settings: tuple[str, ...], until: str, start: str, **execution: Any) -> None:
+def _run(recipe: str, settings: tuple[str, ...], until: str, start: str, log_to: str | None, **execution: Any) -> None:
     """Carry out RECIPE (a YAML file, or a name: hatch, adapt-smollm2). What is there is not made again."""
     from fledge.cli.running import carry_out
+    from fledge.core.launch import launched
 
+    group = launched()
+    if group and group.rank:
+        raise SystemExit(group.follow())
     loaded, store = _load(recipe, settings, execution)
     command = "fledge run" + (f" {recipe}" if recipe != "hatch" else "") + "".join(f" --set {s}" for s in settings)
-    carry_out(loaded, store, until, start, command)
+    try:
+        carry_out(loaded, store, until, start, command, log_to, group)
+    finally:
+        if group:
+            group.end()
 
 
-def _plan(recipe: str, settings: tuple[str, ...], until: str, start: str, as_json: bool, **execution: Any) -> None:
+def _plan(
+    recipe: str, settings: tuple[str, ...], until: str, start: str, as_json: bool, detail: bool, ranks: int,
+    **execution: Any,
+) -> None:  # fmt: skip
     """What `fledge run` would make and why, and what it would take."""
     from fledge.core.plan import make_plan
 
     loaded, store = _load(recipe, settings, execution)
+    if ranks:
+        from fledge.cli.ranks import print_ranks
+
+        return print_ranks(loaded, ranks)
     plan = make_plan(loaded, store, until, start)
     if as_json:
         click.echo(json.dumps(plan.to_dict(), ensure_ascii=False, indent=1))
         return
-    from fledge.cli.console import Console, plan_summary, plan_table
+    from fledge.cli.console import Console, error_text, plan_summary, plan_table
 
     console = Console()
     console.rich.print(plan_table(plan))
     console.rich.print(plan_summary(plan), style="bold")
+    from fledge.cli.estimate import needs_table, plan_details
+
+    for table in [needs_table(plan), *(plan_details(plan) if detail else [])]:
+        if table is not None:
+            console.rich.print(table)
     for step in plan.to_make:
+        if step.estimate.too_large:
+            console.rich.print(error_text([step.estimate.too_large]))
         for note in step.estimate.notes:
             console.rich.print(f"  {step.name}: {note}", style="dim")
 
 
 def _recipe_commands() -> None:
-    from fledge.cli.execution import execution_options
+    from fledge.cli.execution import execution_options, log_option
 
     cli.add_command(
         click.Command(
@@ -172,21 +204,63 @@ def _recipe_commands() -> None:
             callback=_run,
             help=_run.__doc__,
             short_help="carry out a recipe: a YAML file, or hatch, adapt-smollm2",
-            params=[_RECIPE, _SET, _UNTIL, _FROM, *execution_options()],
+            params=[_RECIPE, _SET, _UNTIL, _FROM, log_option(), *execution_options()],
         )
     )
     as_json = click.Option(["--json", "as_json"], is_flag=True, help="for programs")
+    ranks = click.Option(["--ranks"], type=int, default=0, help="what each of so many processes would hold")
+    detail = click.Option(["--detail"], is_flag=True, help="the memory of every training by part")
     cli.add_command(
         click.Command(
             "plan",
             callback=_plan,
             help=_plan.__doc__,
-            params=[_RECIPE, _SET, _UNTIL, _FROM, as_json, *execution_options()],
+            params=[_RECIPE, _SET, _UNTIL, _FROM, as_json, detail, ranks, *execution_options()],
         )
     )
 
 
 _recipe_commands()
+
+
+class EstimateCommand(click.Command):
+    """`fledge estimate`: its flags are read only when they are asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self.params:
+            from fledge.cli.estimate import estimate, estimate_options
+
+            self.params, self.callback, self.help = estimate_options(), estimate, estimate.__doc__
+        return super().get_params(ctx)
+
+
+_ABOUT_ESTIMATE = "memory, time and money of a training; the best size for a budget"
+cli.add_command(EstimateCommand("estimate", short_help=_ABOUT_ESTIMATE))
+
+
+@cli.command(short_help="try settings of a recipe and find the best")
+@click.argument("recipe")
+@click.option("--vary", multiple=True, required=True, metavar="STAGE.KEY=VALUES", help="1e-4..1e-2:log, or 8,16,32")
+@click.option("--minimize", default="", metavar="STAGE.METRIC", help="what to make small: base.bits_per_byte_en")
+@click.option("--maximize", default="", metavar="STAGE.METRIC", help="what to make large: chat.accuracy")
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="how many, at most")
+@click.option("--method", type=click.Choice(["random", "bayes", "grid"]), default="random", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="another one, other trials")
+@click.option(
+    "--stop-early", "stop", type=click.Choice(["median", "asha"]), is_flag=False, flag_value="median", default=None,
+    help="stop trials that will not win (alone: by the median)",
+)  # fmt: skip
+@click.option("--watch", default="", metavar="STAGE.METRIC", help="by what: chat.held_out_loss, or …:max [its loss]")
+@click.option("--set", "settings", multiple=True, metavar="STAGE.KEY=VALUE", help="set any key of the recipe")
+def sweep(recipe: str, **options: Any) -> None:
+    """Try settings of RECIPE and find the best. What no varied setting reaches is made once; a sweep that was stopped
+    goes on when the same command is given again.
+
+    fledge sweep hatch --vary base.train.lr=1e-3..1e-1:log --minimize base.bits_per_byte_en --stop-early
+    """
+    from fledge.cli.sweep import run_sweep
+
+    run_sweep(recipe_file(recipe), **options)
 
 
 @cli.command()

@@ -9,36 +9,49 @@ from pathlib import Path
 
 from fledge.cli.console import Console, plan_summary, plan_table
 from fledge.core.language import t
+from fledge.core.launch import Launched
+from fledge.core.listeners import chosen, open_listeners
 from fledge.core.plan import Plan, make_plan
 from fledge.core.recipe import Recipe
 from fledge.core.runner import Runner
 from fledge.core.store import Store
-from fledge.core.tensorboard import TensorBoard
 
 
 def carry_out(
-    recipe: Recipe, store: Store, until: str = "", start: str = "", command: str = "fledge run"
-) -> dict[str, Path]:
-    """Plan, run, report. The artifacts' folders by stage."""
+    recipe: Recipe, store: Store, until: str = "", start: str = "", command: str = "fledge run", log: str | None = None,
+    group: Launched | None = None,
+) -> dict[str, Path]:  # fmt: skip
+    """Plan, run, report. The artifacts' folders by stage. `log` names programs that hear the events, with commas.
+    `group` is that of a launcher that has started us."""
+    names = chosen(log, recipe.log)
     plan = make_plan(recipe, store, until, start)
     console = Console()
     if plan.to_make:
         console.rich.print(plan_table(plan))
     console.rich.print(plan_summary(plan), style="bold")
-    signal.signal(signal.SIGTERM, _interrupt)
-    tensorboard = TensorBoard(store.runs / recipe.name / "tensorboard")
-    runner = Runner(plan, store, [console, tensorboard], command)
+    for step in plan.to_make:
+        for note in step.estimate.notes:
+            console.rich.print(f"  {step.name}: {note}", style="yellow")
+    plan.refuse_what_cannot_fit()
+    signal.signal(signal.SIGTERM, interrupted)
+    listeners = open_listeners(names, plan, store)
+    runner = Runner(plan, store, [console, *listeners], command, group)
     try:
         paths = runner.run()
     finally:
         console.close()
-        tensorboard.close()
+        for listener in listeners:
+            listener.close()
+            if trouble := getattr(listener, "trouble", ""):
+                name = type(listener).__name__
+                console.rich.print(t("{program} heard no more: {reason}", program=name, reason=trouble), style="yellow")
     if len(recipe.nodes) > 1:
         _report(plan, store, console)
     return paths
 
 
-def _interrupt(signum: int, frame: object) -> None:
+def interrupted(signum: int, frame: object) -> None:
+    """SIGTERM is Ctrl-C from far away."""
     raise KeyboardInterrupt
 
 

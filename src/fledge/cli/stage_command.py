@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fledge.cli.execution import execution_options
+from fledge.cli.execution import execution_options, log_option
 from fledge.cli.running import carry_out
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
@@ -43,7 +43,7 @@ class StageFlags:
         return "data" in self.stage.model_fields and not _is_dict(self.stage.model_fields["data"].annotation)
 
     def run(self, **flags: Any) -> None:
-        out, name, settings = flags.pop("out"), flags.pop("run_name"), flags.pop("set")
+        out, name, settings, log = (flags.pop(key) for key in ("out", "run_name", "set", "log_to"))
         if (alone := flags.pop("data_alone", None)) is not None:
             if flags["data"] is not None and not isinstance(flags["data"], tuple):
                 raise FledgeError(Problem(t("the data was named twice"), found=f"{alone}, --data {flags['data']}"))
@@ -62,7 +62,7 @@ class StageFlags:
             "execution": {k: v for k, v in execution.items() if v is not None},
         }  # fmt: skip
         recipe = from_values(values, settings, store.db.digest, file=f"fledge {self.use.replace('.', ' ')}")
-        paths = carry_out(recipe, store, command=f"fledge {self.use.replace('.', ' ')} …")
+        paths = carry_out(recipe, store, command=f"fledge {self.use.replace('.', ' ')} …", log=log)
         if out:
             shutil.copytree(paths[self.name], out, dirs_exist_ok=True)
             for file in Path(out).rglob("*"):
@@ -76,9 +76,10 @@ def leaves(schema: type[BaseModel], prefix: str = "", depth: int = 0) -> list[Le
     for name, info in schema.model_fields.items():
         nested = _config_in(info.annotation)
         if nested is not None and depth < 3:
-            if info.annotation is not nested:  # optional: the flag `--lora true` takes all defaults
+            inside = leaves(nested, f"{prefix}{name}.", depth + 1)
+            if info.annotation is not nested or not inside:  # optional: `--lora true` takes all defaults; or a name
                 found.append((prefix + name, info, info.annotation))
-            found += leaves(nested, f"{prefix}{name}.", depth + 1)
+            found += inside
         else:
             found.append((prefix + name, info, info.annotation))
     return found
@@ -197,5 +198,6 @@ def _common() -> list[click.Parameter]:
         click.Option(["--name", "run_name"], help="name of the run under which it is listed"),
         click.Option(["--seed"], type=int, default=0, show_default=True, help="seed of every random choice"),
         click.Option(["--set"], multiple=True, metavar="STAGE.KEY=VALUE", help="set any key, however deep"),
+        log_option(),
         *execution_options(),
     ]

@@ -128,6 +128,21 @@ class RewardModel(Artifact, kind="reward-model"):
     problem_with = Model.problem_with
 
 
+class TaskModel(Artifact, kind="task-model"):
+    """A Hugging Face model folder that does not write: a head for classes or tags (their names in `config.json`), or
+    none, for vectors. An adapter's folder has its `config.json` beside the adapter's own."""
+
+    problem_with = Model.problem_with
+
+
+class Study(Artifact, kind="study"):
+    """What a search over settings measured: `study.json` with every point."""
+
+    @classmethod
+    def problem_with(cls, path: Path) -> str:
+        return "" if (path / "study.json").is_file() else "is no study (it has no study.json)"
+
+
 class GGUF(Artifact, kind="gguf"):
     """One `.gguf` file for llama.cpp and its kin."""
 
@@ -148,7 +163,8 @@ KINDS: dict[str, type[Artifact]] = {
     cls.kind: cls
     for cls in (
         Artifact, Records, Documents, Conversations, Preferences, Ratings, Labelled, Prompts,
-        Tokens, NGram, Classifier, Tokenizer, Model, Adapter, RewardModel, GGUF, Contamination, Scores,
+        Tokens, NGram, Classifier, Tokenizer, Model, Adapter, RewardModel, TaskModel, Study, GGUF, Contamination,
+        Scores,
     )
 }  # fmt: skip
 

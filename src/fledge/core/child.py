@@ -28,6 +28,8 @@ from fledge.core.stage import Execution, stage_class
 
 RESULT, ERROR, JOB = "result.json", "error.json", "job.json"
 STOPPED = 143  # 128 + SIGTERM
+RESTARTS = 3
+"""How often all processes of a stage are started again after one has died; they go on from the last checkpoint."""
 
 
 def main(file: str) -> int:
@@ -39,6 +41,8 @@ def main(file: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the runner, which asks us to stop
     if order["execution"]["processes"] > 1 and "RANK" not in os.environ:
         return _torchrun(file, order["execution"]["processes"])
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (work / ERROR).exists():
+        return FledgeError.exit_code  # what the user was told would only be said again
     job = _job(order, work)
     try:
         stage = stage_class(order["use"]).model_validate(order["config"])
@@ -53,6 +57,9 @@ def main(file: str) -> int:
         return error.exit_code
     except Exception as error:
         if disk.is_full(error):
+            if "RANK" in os.environ:  # torchrun does not pass our status on, but the message lies here
+                with contextlib.suppress(OSError):
+                    write_atomic(work / ERROR, json.dumps([vars(disk.full(work))], ensure_ascii=False))
             return disk.STATUS
         raise
     return 0
@@ -109,11 +116,28 @@ def _empty(folder: Path) -> None:
 
 
 def _torchrun(file: str, processes: int) -> int:
+    """Start the processes; ends as the first of them ended that could not be helped by starting all of them again."""
     from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ["FLEDGE_PARENT"] = str(os.getpid())
-    # the module's main is called in this process, so that the ranks die when we do
-    run.main(["--standalone", f"--nproc-per-node={processes}", "--module", "fledge.core.child", file])
+    # a store of its own for every start: in a shared one, processes that start again find the addresses of dead ones
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    try:  # the module's main is called in this process, so that the ranks die when we do
+        run.main(
+            ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={RESTARTS}", "--monitor-interval=0.2",
+             "--module", "fledge.core.child", file]
+        )  # fmt: skip
+    except SignalException:  # the processes were told, too, and have left by now
+        return STOPPED
+    except ChildFailedError as error:
+        code = int(error.get_first_failure()[1].exitcode)
+        if code < 0:
+            if -code != signal.SIGKILL:
+                signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        return code
     return 0
 
 

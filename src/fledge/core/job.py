@@ -57,6 +57,15 @@ class Job:
         """The same on this machine: what is behind a URL is fetched into the work folder."""
         return fetch(found, self.work / "fetched" / found.digest[:16]) if found.scheme == "url" else found
 
+    @property
+    def checkpoints(self) -> Path | str:
+        """Where a training keeps what survives a crash: a folder, or a URL that ends with this stage's fingerprint."""
+        if not self.execution.checkpoints:
+            return self.work / "checkpoints"
+        parts = self.work.parts  # of unfinished stages: a fingerprint, and below it where a stage runs others inside
+        below = parts[len(parts) - parts[::-1].index("work") :] if "work" in parts[:-1] else parts[-1:]
+        return "/".join([self.execution.checkpoints.rstrip("/"), *below])
+
     def rng_seed(self, *purpose: Any) -> int:
         """A 60-bit seed that depends on the run's seed and `purpose`, on nothing else."""
         return int(digest_of([self.seed, *map(str, purpose)])[:15], 16)

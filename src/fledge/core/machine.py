@@ -10,6 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
+from fledge.core.language import t
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Machine:
     cores: int
     memory: float
     measured: Callable[[str], float | None] = field(default=lambda name: None)
+    execution: Any = None
+    """how the stage that asks is carried out (`core.stage.Execution`), where that is known"""
 
     def rate(self, name: str, default: float) -> float:
         """Units per second of the named work as measured on this machine; `default` per core until it has been."""
@@ -64,3 +70,64 @@ def graphics_cards() -> tuple[str, ...]:
         capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     return tuple(line.strip() for line in asked.stdout.splitlines() if asked.returncode == 0)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computes, by its data sheet: peak operations a second in 16 bits, bytes a second and bytes of memory."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+    fp32_flops: float = 0.0
+
+    def peak(self, bits: int = 16) -> float:
+        """Operations a second at the most, in 16 or 32 bits."""
+        return self.flops if bits == 16 or not self.fp32_flops else self.fp32_flops
+
+
+def devices(own: Path | None = None) -> dict[str, Device]:
+    """Devices by name: `devices.yaml` beside this file, and the user's `own` file on top of it."""
+    import yaml
+
+    files = [Path(__file__).with_name("devices.yaml"), *([own] if own and own.is_file() else [])]
+    found: dict[str, Device] = {}
+    for file in files:
+        for name, values in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).items():
+            try:
+                found[str(name)] = Device(str(name), **{key: float(value) for key, value in values.items()})
+            except (TypeError, ValueError, AttributeError) as error:
+                raise FledgeError(
+                    Problem(
+                        t("a device is described by its numbers"),
+                        where=f"{file} ({name})",
+                        found=str(error),
+                        allowed="flops, bandwidth, memory, fp32_flops",
+                    )
+                ) from None
+    return found
+
+
+def device_named(name: str, own: Path | None = None) -> Device:
+    """The device of that name, whatever its case. Raises FledgeError with the names that there are."""
+    known = devices(own)
+    for key, device in known.items():
+        if key.lower() == name.lower():
+            return device
+    raise FledgeError(
+        Problem(
+            t('there is no device "{name}"', name=name),
+            allowed=listing(list(known), 40),
+            fix=did_you_mean(name, known) or t("describe it in {file}", file=own or "devices.yaml"),
+        )
+    )
+
+
+def card() -> tuple[str, float]:
+    """Name and bytes of memory of the first NVIDIA card; ("", 0) where there is none."""
+    for line in graphics_cards():
+        name, _, size = line.rpartition(",")
+        number = size.strip().split(" ")[0]
+        return name.strip(), float(number) * 2**20 if number.isdigit() else 0.0
+    return "", 0.0

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from fledge.core.artifact import MANIFEST, digest_of
 from fledge.core.db import StageRow
+from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
 from fledge.core.machine import Machine, this_machine
 from fledge.core.recipe import Node, Recipe
@@ -64,6 +66,16 @@ class Plan:
             disk=sum(e.disk for e in made),
         )
 
+    def refuse_what_cannot_fit(self) -> None:
+        """Raise a FledgeError for every stage that would not fit into memory, before anything starts."""
+        found = [
+            replace(problem, where=f"{self.recipe.file} (stages.{step.name})", fix=_or_insist(problem))
+            for step in self.to_make
+            if (problem := step.estimate.too_large)
+        ]
+        if found:
+            raise FledgeError(*found)
+
     def to_dict(self) -> dict[str, Any]:
         """For `fledge plan --json`."""
         return {
@@ -72,11 +84,17 @@ class Plan:
                 {
                     "name": s.name, "use": s.use, "status": s.status, "why": list(s.why), "fingerprint": s.fingerprint,
                     "seconds": list(s.estimate.seconds), "memory": list(s.estimate.memory), "disk": s.estimate.disk,
-                    "notes": list(s.estimate.notes),
+                    "notes": list(s.estimate.notes), "memory_parts": dict(s.estimate.parts),
+                    "flops": s.estimate.flops, "available_memory": s.estimate.available,
+                    "fits": None if not s.estimate.parts else s.estimate.too_large is None,
                 }
                 for s in self.steps
             ],
         }  # fmt: skip
+
+
+def _or_insist(problem: Problem) -> str:
+    return f"{problem.fix}; " + t("to start it all the same: --memory-check off")
 
 
 @dataclass
@@ -157,7 +175,8 @@ def _step(
             sizes[ref.text] = _raw_size(node.outside[ref.text])
     for found in node.outside.values():
         sizes.setdefault(found.text, _raw_size(found))
-    estimate = node.stage.estimate(sizes, machine)
+    estimate = node.stage.estimate(sizes, replace(machine, execution=node.execution))
+    estimate = replace(estimate, notes=(*estimate.notes, *node.stage.advice(sizes)))
     status, why = _status(node, description, fingerprint, store, before.get(node.name), again)
     for part in node.stage.output_kinds():
         measured = _measured_size(store, node, fingerprint, part) if status == "cached" else None
@@ -203,19 +222,32 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 def _raw_size(found: Outside) -> Size:
     base = found.path if found.path.is_dir() else found.path.parent
     total = found.size or sum((base / name).stat().st_size for name in found.files if (base / name).is_file())
-    return Size(rows=total / 500, bytes=total, tokens=total / 4, parameters=total / 2)
+    config = _config_of(found.path)
+    width = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
+    return Size(rows=total / 500, bytes=total, tokens=total / 4, parameters=total / width, config=config)
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """A model folder's `config.json` (an adapter's is its base's); empty where there is none."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        folder = Path(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or folder)
+    file = folder / "config.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _measured_size(store: Store, node: Node, fingerprint: str, part: str) -> Size | None:
     """What a finished artifact says of its own size (metrics rows, bytes, tokens, parameters)."""
-    manifest = json.loads((store.path(node.stage.use, fingerprint) / MANIFEST).read_text(encoding="utf-8"))
+    folder = store.path(node.stage.use, fingerprint)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     metrics = manifest["outputs"].get(part, {}).get("metrics", {})
     numbers = {
         name: float(metrics[name])
         for name in ("rows", "bytes", "tokens", "parameters")
         if isinstance(metrics.get(name), (int, float))
     }
-    return Size(**numbers) if numbers else None
+    config = _config_of(folder / part)
+    return Size(**numbers, config=config) if numbers or config else None
 
 
 def _ancestors(recipe: Recipe, name: str) -> set[str]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -31,6 +31,9 @@ class Header(Config):
     seed: int = Field(0, ge=0)
     execution: Execution = Execution()
     description: str = ""
+    log: list[Literal["tensorboard", "mlflow", "wandb", "trackio"]] = Field(
+        default_factory=list, description="programs that keep the curves; TensorBoard's files are always there"
+    )
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Recipe:
     text: str
     nodes: tuple[Node, ...]
     file: str = ""
+    log: tuple[str, ...] = ()
+    """programs that hear the events (`core.listeners`)"""
 
     def node(self, name: str) -> Node:
         """The stage called `name`."""
@@ -119,7 +124,7 @@ def _check(draft: Draft, text: str, digest: Digest) -> Recipe:
     draft.raise_problems()
     assert header is not None
     nodes = tuple(Node(name, *built[name], parents=parents[name], outside=outside[name]) for name in order)
-    return Recipe(header.name, text, nodes, draft.file)
+    return Recipe(header.name, text, nodes, draft.file, tuple(header.log))
 
 
 def _build_stage(name: str, block: object, header: Header | None, draft: Draft) -> tuple[Stage, Execution, int] | None:
@@ -157,7 +162,7 @@ def _build_stage(name: str, block: object, header: Header | None, draft: Draft) 
         return None
     draft.problems += [
         Problem(p.what, draft.where((*key, *filter(None, p.where.split(".")))), p.found, p.allowed, p.fix)
-        for p in stage.check()
+        for p in (*stage.check(), *stage.check_execution(execution))
     ]
     return stage, execution, seed
 
@@ -281,7 +286,8 @@ def _check_kinds(
 
 def _check_extras(built: Built, draft: Draft) -> None:
     for name, (stage, _, _) in built.items():
-        for module, extra in stage.extras.items():
+        configs = [stage, *(value for _, value in stage if isinstance(value, Config))]
+        for module, extra in {m: e for config in configs for m, e in config.extras.items()}.items():
             if importlib.util.find_spec(module) is None:
                 draft.complain(
                     ("stages", name, "use"),

@@ -86,15 +86,15 @@ def _content(text: str, name: str) -> Iterator[bytes]:
         with _get(text) as answer:
             yield from answer.iter_stream()  # fewer bytes than promised are a protocol error
         return
-    system, pattern = _system(text)
-    with _speaking(text), system.open(f"{_base(system, pattern)}/{name}".lstrip("/"), "rb") as stream:
+    system, pattern = file_system(text)
+    with speaking(text), system.open(f"{_base(system, pattern)}/{name}".lstrip("/"), "rb") as stream:
         yield from iter(lambda: stream.read(PIECE), b"")
 
 
 # --- object stores --------------------------------------------------------------------------------------------------
 
 
-def _system(text: str) -> tuple[Any, str]:
+def file_system(text: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it."""
     core = need("fsspec.core", "data", "fsspec")
     try:
@@ -112,9 +112,9 @@ def _system(text: str) -> tuple[Any, str]:
 
 def _listed(text: str) -> Iterable[tuple[str, dict[str, Any]]]:
     """(name below the base, what the store says) of every file of a URL, a prefix or a glob, sorted."""
-    system, path = _system(text)
+    system, path = file_system(text)
     base = _base(system, path)
-    with _speaking(text):
+    with speaking(text):
         if any(mark in path for mark in "*?["):
             found = system.glob(path, detail=True)
         elif system.isfile(path):
@@ -136,7 +136,7 @@ def _base(system: Any, path: str) -> str:
     marks = [path.find(mark) for mark in "*?[" if mark in path]
     if marks:
         return path[: min(marks)].rpartition("/")[0]
-    with _speaking(path):
+    with speaking(path):
         return path.rpartition("/")[0] if system.isfile(path) else path.rstrip("/")
 
 
@@ -146,7 +146,7 @@ def _identity(info: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _speaking(text: str) -> Iterator[None]:
+def speaking(text: str, problem: str = "") -> Iterator[None]:
     """Turn what a store's client raises into one message."""
     try:
         yield
@@ -155,12 +155,13 @@ def _speaking(text: str) -> Iterator[None]:
     except FileNotFoundError:
         raise FledgeError(Problem(t('no file matches "{text}"', text=text))) from None
     except Exception as error:  # every client has errors of its own
-        raise _unreachable(text, f"{type(error).__name__}: {error}") from error
+        raise _unreachable(text, f"{type(error).__name__}: {error}", problem) from error
 
 
-def _unreachable(text: str, found: str) -> FledgeError:
+def _unreachable(text: str, found: str, problem: str = "") -> FledgeError:
     fix = t("check the address, the network and your credentials")
-    return FledgeError(Problem(t("cannot be fetched"), where=text, found=found.splitlines()[0][:300], fix=fix))
+    problem = problem or t("cannot be fetched")
+    return FledgeError(Problem(problem, where=text, found=found.splitlines()[0][:300], fix=fix))
 
 
 # --- HTTP -----------------------------------------------------------------------------------------------------------

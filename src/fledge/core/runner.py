@@ -6,6 +6,7 @@ as long as anybody writes, and the same command goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from fledge.core.db import StageRow
 from fledge.core.errors import FledgeError, Interrupted, Problem, StageFailed
 from fledge.core.events import Event, JsonLines, Listener, Tail
 from fledge.core.language import t
+from fledge.core.launch import Launched, without_launcher
 from fledge.core.machine import cores, processor
 from fledge.core.plan import Plan, Step
 from fledge.core.store import Store
@@ -39,9 +41,11 @@ class Runner:
     """Carries out one plan. `listeners` hear every event; `process` is the running child, if any."""
 
     def __init__(
-        self, plan: Plan, store: Store, listeners: Iterable[Listener] = (), command: str = "fledge run"
-    ) -> None:
+        self, plan: Plan, store: Store, listeners: Iterable[Listener] = (), command: str = "fledge run",
+        group: Launched | None = None,
+    ) -> None:  # fmt: skip
         self.plan, self.store, self.command = plan, store, command
+        self.group = group  # of a launcher that has started us
         self.folder = store.runs / plan.recipe.name
         self.log = JsonLines(self.folder / EVENTS)
         self.listeners = [*listeners, self.log]
@@ -112,10 +116,13 @@ class Runner:
         for name in (child.RESULT, child.ERROR):
             (work / name).unlink(missing_ok=True)
         write_atomic(work / child.JOB, json.dumps(self._order(step, attempt, events), ensure_ascii=False))
+        environment = self._environment(step)
+        if self.group is not None:
+            environment |= self.group.announce(str(work / child.JOB), step.node.execution.processes, environment)
         with (work / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fledge.core.child", str(work / child.JOB)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(step),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**without_launcher(os.environ), **environment},
                 start_new_session=True, pass_fds=(lock,),
             )  # fmt: skip
         tail = Tail(events)
@@ -145,7 +152,8 @@ class Runner:
     def _stop_child(self, tail: Tail) -> None:
         """Ask the child to leave; after a while, make it."""
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has just left by itself
+            os.killpg(self.process.pid, signal.SIGTERM)
         deadline = time.monotonic() + GRACE
         while self.process.poll() is None and time.monotonic() < deadline:
             self._pass_on(tail)
@@ -200,8 +208,9 @@ class Runner:
         }  # fmt: skip
 
     def _environment(self, step: Step) -> dict[str, str]:
+        """What is set for a stage beside the variables that are there."""
         threads = str(step.node.execution.threads or max(1, cores() // step.node.execution.processes))
-        fixed = {
+        return {
             "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "FLEDGE_PARENT": str(os.getpid()),
             "FLEDGE_HOME": str(self.store.root), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -209,7 +218,6 @@ class Runner:
             "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error",
             "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         }  # fmt: skip
-        return {**os.environ, **fixed}
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 

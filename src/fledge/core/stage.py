@@ -21,9 +21,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fledge.core.artifact import KINDS, Artifact
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
@@ -40,6 +40,10 @@ MODULES = (
     "fledge.data.judges.stages",
     "fledge.data.crawl.stages",
     "fledge.training.stages",
+    "fledge.training.understanding.stages",
+    "fledge.training.search.stages",
+    "fledge.training.scaling.stages",
+    "fledge.training.strategies.stages",
     "fledge.evaluation.stages",
     "fledge.alignment.stages",
     "fledge.compression.stages",
@@ -51,6 +55,9 @@ class Config(BaseModel):
     """Base of every schema: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), arbitrary_types_allowed=True)
+
+    extras: ClassVar[Mapping[str, str]] = {}
+    """importable module → extra that brings it, checked before anything starts (a property, where values decide)"""
 
     @model_validator(mode="before")
     @classmethod
@@ -65,9 +72,72 @@ class Config(BaseModel):
         }
 
 
+LAYOUTS: Mapping[str, Mapping[str, Any]] = {
+    "ddp": {},
+    "zero1": {"replicate": 1, "shard": 0, "zero": 1},
+    "zero2": {"replicate": 1, "shard": 0, "zero": 2},
+    "zero3": {"replicate": 1, "shard": 0, "zero": 3},
+    "fsdp": {"replicate": 1, "shard": 0, "zero": 3},
+    "hsdp": {"replicate": 2, "shard": 0, "zero": 3},
+}
+"""Layouts that have a name in the field."""
+
+
+class Layout(Config):
+    """How a training run is divided among processes: their number is the product of the five."""
+
+    replicate: Annotated[int, Field(ge=0)] = 0
+    """whole copies of the model, each with its share of the rows; 0: as many as are left"""
+    shard: Annotated[int, Field(ge=0)] = 1
+    """processes that divide a copy's state among them (FSDP2), each with its share of the rows; 0: what is left"""
+    tensor: Annotated[int, Field(ge=1)] = 1
+    """processes that divide every matrix, the sequence between them, and the vocabulary (same rows)"""
+    pipeline: Annotated[int, Field(ge=1)] = 1
+    """processes that divide the layers (same rows)"""
+    context: Annotated[int, Field(ge=1)] = 1
+    """processes that divide the tokens of every row, and the state as `shard` does; graphics cards only"""
+    zero: Literal[1, 2, 3] = 3
+    """what is divided by `shard`: 1 the optimiser's state, 2 the gradients too, 3 the weights too"""
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    """the order of a pipeline's work"""
+
+    @model_validator(mode="after")
+    def _one_takes_what_is_left(self) -> Self:
+        if self.replicate == 0 and self.shard == 0:
+            raise ValueError("either replicate or shard takes what is left: name the other")
+        return self
+
+    def resolve(self, processes: int) -> Layout:
+        """The same with every number said. Raises FledgeError when no product of them is `processes`."""
+        given = self.tensor * self.pipeline * self.context * (self.replicate or 1) * (self.shard or 1)
+        left, rest = divmod(processes, given)
+        if rest or (left != 1 and self.replicate and self.shard):
+            raise FledgeError(
+                Problem(
+                    t("the layout does not make up the number of processes"),
+                    where="execution.layout",
+                    found=t("{given} in the layout, {processes} processes", given=given, processes=processes),
+                    fix=t("processes = replicate × shard × tensor × pipeline × context; leave replicate out, or set it"
+                          " to 0, and it takes what is left"),
+                )
+            )  # fmt: skip
+        return self.model_copy(update={"replicate": self.replicate or left, "shard": self.shard or left})
+
+
+def _named_layout(value: object) -> object:
+    """`layout: zero3` instead of the numbers; anything unknown is left for the schema to refuse."""
+    return dict(LAYOUTS[value]) if isinstance(value, str) and value in LAYOUTS else value
+
+
 def _yaml_switch(value: object) -> object:
     """YAML reads `on` and `off` as true and false."""
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+def _can_be_written(url: str) -> str:
+    if url.startswith(("http://", "https://")):
+        raise ValueError(t("a web page cannot be written to: name a folder or an object store (s3://bucket/key)"))
+    return url
 
 
 class Execution(Config):
@@ -87,8 +157,17 @@ class Execution(Config):
     """where those processes are: on this machine, or on the Ray cluster that RAY_ADDRESS names"""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_yaml_switch)] = "auto"
     """auto, on, off: torch.compile where a C++ compiler is there and the run is long enough"""
+    layout: Annotated[Layout, BeforeValidator(_named_layout)] = Layout()
+    """how a training is divided among its processes: numbers, or ddp, zero1, zero2, zero3, fsdp, hsdp"""
     activation_checkpointing: Annotated[Literal["on", "off"], BeforeValidator(_yaml_switch)] = "off"
     """on: a layer's activations are computed again for the backward pass instead of being kept"""
+    memory_check: Annotated[Literal["on", "off"], BeforeValidator(_yaml_switch)] = "on"
+    """off: a training is started even if it is known not to fit into memory"""
+    checkpoints: Annotated[str, AfterValidator(_can_be_written)] = ""
+    """where a training keeps its checkpoints: a folder or the URL of an object store (s3://bucket/key), below which
+    each stage has a folder of its own; empty: in the stage's work folder"""
+    keep_last: Annotated[int, Field(ge=1)] = 2
+    """so many of a training's checkpoints are kept"""
 
 
 @dataclass(frozen=True)
@@ -99,6 +178,8 @@ class Size:
     bytes: float = 0  # of text, or of files
     tokens: float = 0
     parameters: float = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """a model's `config.json`, where there is one already"""
 
 
 @dataclass(frozen=True)
@@ -110,6 +191,14 @@ class Estimate:
     disk: float = 1e6
     sizes: Mapping[str, Size] = field(default_factory=dict)  # by output name; "" for a single output
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """bytes of memory by part, of one device"""
+    flops: float = 0.0
+    """floating-point operations of a training"""
+    available: float = 0.0
+    """bytes of memory that there are for it, on one device"""
+    too_large: Problem | None = None
+    """why it cannot fit, and what would make it fit: such a run is not started"""
 
 
 class Stage(Config):
@@ -120,8 +209,6 @@ class Stage(Config):
     outputs: ClassVar[Mapping[str, type[Artifact]]] = {}
     same_kind_as: ClassVar[str] = ""
     """the key of a reference: every output then has the kind of what it points at"""
-    extras: ClassVar[Mapping[str, str]] = {}
-    """importable module → extra that brings it, checked before anything starts"""
 
     def __init_subclass__(cls, use: str = "", version: int = 0, **rest: Any) -> None:
         super().__init_subclass__(**rest)
@@ -144,9 +231,42 @@ class Stage(Config):
         """What the stage will need, from the sizes of its inputs (by reference text)."""
         return Estimate(seconds=(1, 30))
 
+    def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
+        """What is unusual in the config, a sentence each: it is shown with the plan and refuses nothing."""
+        return iter(())
+
     def check(self) -> Iterator[Problem]:
         """What the schema cannot say: relations between fields. `where` is filled in by the recipe."""
         return iter(())
+
+    @property
+    def pipelines(self) -> bool:
+        """Whether a pipeline of processes can carry it out, or several that divide the tokens of a row: of each token,
+        its loss needs the last hidden state."""
+        return False
+
+    def check_execution(self, execution: Execution) -> Iterator[Problem]:
+        """What speaks against carrying it out so, as far as is known before it runs."""
+        if execution.processes > 1:
+            try:
+                layout = execution.layout.resolve(execution.processes)
+            except FledgeError as error:
+                yield from error.problems
+                return
+            if layout.pipeline > 1 and not self.pipelines:
+                yield Problem(
+                    t("this stage needs more than the last layers give: it cannot be a pipeline"),
+                    where="execution.layout.pipeline",
+                    found=str(layout.pipeline),
+                    fix=t("divide by shard or tensor instead"),
+                )
+            if layout.context > 1 and not self.pipelines:
+                yield Problem(
+                    t("this stage's loss needs whole rows: their tokens cannot be divided"),
+                    where="execution.layout.context",
+                    found=str(layout.context),
+                    fix=t("divide by shard or tensor instead"),
+                )
 
     def references(self) -> dict[str, Ref[Any]]:
         """Every reference in the config by its dotted key."""

@@ -1,7 +1,8 @@
 """Splitting: whole records held out, and what training would already know of them taken out again.
 
-1. Records (or groups of records that share a key of `meta`) are ordered by a seeded hash of their id; the first of each
-   language are held out. The order in which records arrive changes nothing.
+1. Records (or groups of records that share a key of `meta`) are ordered by a seeded hash of their id, or by their date,
+   the latest first; the first of each language (stratified: of each label in each language, its share) are held out.
+   The order in which records arrive changes nothing.
 2. A held-out record goes when a training record is nearly the same: Jaccard similarity of their 5-grams above one
    half, computed exactly. Units are words, or characters where words are not spaced.
 3. Of a held-out document a paragraph (a line of 20 characters or more) goes when it stands word for word in training,
@@ -9,7 +10,8 @@
    articles. Shorter lines, headings mostly, stay. Other records go whole, by the same two measures.
 4. More is held out until what is left reaches the target, which is at most a fifth of the language's bytes.
 
-What goes is kept among the rejected; it is in neither part.
+What goes is kept among the rejected; it is in neither part. A validation part is held out of what is then left, in the
+same way. `folds.py` holds every record out once.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fledge.data.language import language_of
+from fledge.data.arrangement import Arrangement, language_in, no_such_key
 from fledge.data.ngrams import Words64, hash64, ngrams, places, shingles, union, unit_hashes
 from fledge.data.texts import UNSPACED, size_of, text_of, units
 from fledge.records.kinds import Document, Record, to_row
@@ -39,6 +41,7 @@ PARAGRAPH = 20  # characters
 GRAM_SIZES = (20, 8)  # units, of unspaced and of spaced scripts
 LARGEST_SHARE = 0.2
 IN_MEMORY = 64_000_000  # bytes of text that are kept rather than read again for each pass
+KEYS_TOLD = 50  # keys of meta that are remembered, to name them where one is missing
 _STEP = "split"
 _UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 
@@ -181,39 +184,68 @@ class Choice:
 
 
 class Splitter:
-    """`records()` reads the same records in the same order each time; `by` is "id" or a key of `meta`.
+    """`records()` reads the same records in the same order each time.
 
-    `held_out` is the bytes of text wanted of each language; `progress` hears of rows done and rows in all.
+    `held_out` is the bytes of text wanted of each language; `progress` hears of rows done and rows in all. Raises
+    FledgeError where no record has a key that the arrangement asks for.
     """
 
     def __init__(
         self,
         records: Callable[[], Iterable[Record]],
         held_out: int,
-        by: str,
+        arrangement: Arrangement,
         seed: int,
         progress: Callable[[float, float | None], None] = lambda done, total: None,
     ) -> None:
-        self.read, self.by, self.progress = records, by, progress
-        self.rows = total = 0
+        self.read, self.arrangement, self.seed, self.progress = records, arrangement, seed, progress
+        self.rows = total = self.undated = 0
         self.kept: list[Record] | None = []
-        sizes: dict[str, Counter[str]] = defaultdict(Counter)  # group → language → bytes
+        sizes: dict[str, Counter[str]] = defaultdict(Counter)  # group → stratum → bytes
+        dates: dict[str, str] = {}  # group → its latest date
+        missing: set[str] | None = None
+        keys: set[str] = set()
         for record in records():
-            size = size_of(record)
-            sizes[self._group(record)][_language(record)] += size
+            size, group = size_of(record), self._group(record)
+            sizes[group][arrangement.stratum(record)] += size
+            dates[group] = max(dates.get(group, ""), date := arrangement.date(record))
+            lacks = arrangement.missing_from(record)
+            missing = lacks if missing is None else missing & lacks
+            keys |= set(record.meta) if lacks and len(keys) < KEYS_TOLD else set()
+            self.undated += bool(arrangement.time) and not date
             self.rows, total = self.rows + 1, total + size
             progress(self.rows, None)
             if self.kept is not None:
                 self.kept.append(record)
             if total > IN_MEMORY:
                 self.kept = None
-        self.size = {group: languages.total() for group, languages in sizes.items()}
-        self.order: dict[str, list[str]] = defaultdict(list)  # language → its groups in the order of their hashes
-        for group in sorted(sizes, key=lambda group: (hash64(f"{seed}:{group}"), group)):
-            languages = sizes[group]
-            self.order[max(sorted(languages), key=lambda language: languages[language])].append(group)
-        self.total = {language: sum(self.size[g] for g in groups) for language, groups in sorted(self.order.items())}
-        self.target = {language: min(held_out, int(LARGEST_SHARE * total)) for language, total in self.total.items()}
+        if missing or (arrangement.time and self.rows and not any(dates.values())):
+            raise no_such_key(arrangement, missing or set(), keys)
+        self.dates = dates
+        self.size = {group: strata.total() for group, strata in sizes.items()}
+        self.order: dict[str, list[str]] = defaultdict(list)  # stratum → its groups in the order in which they go
+        for group in self._in_order(sizes):
+            strata = sizes[group]
+            self.order[max(sorted(strata), key=lambda stratum: strata[stratum])].append(group)
+        self.total = {stratum: sum(self.size[g] for g in groups) for stratum, groups in sorted(self.order.items())}
+        languages = Counter[str]()
+        for stratum, size in self.total.items():
+            languages[stratum.partition("/")[0]] += size
+        self.target = {
+            stratum: min(
+                int(held_out * size / languages[stratum.partition("/")[0]]) if arrangement.stratify else held_out,
+                int(LARGEST_SHARE * size),
+            )
+            for stratum, size in self.total.items()
+        }
+
+    def _in_order(self, groups: Iterable[str]) -> list[str]:
+        """The groups that may be held out, the first first: by a hash, or from the latest date backwards."""
+        found = sorted(groups, key=lambda group: (hash64(f"{self.seed}:{group}"), group))
+        if not self.arrangement.time:
+            return found
+        dated = (group for group in found if self.dates[group])
+        return sorted(dated, key=lambda group: self.dates[group], reverse=True)
 
     def records(self) -> Iterator[Record]:
         """All records once more, in the same order."""
@@ -222,7 +254,7 @@ class Splitter:
             yield record
 
     def _group(self, record: Record) -> str:
-        return record.id if self.by == "id" else record.meta.get(self.by, record.id)
+        return self.arrangement.group(record)
 
     def choose(self) -> Choice:
         """Hold out the fewest groups, in their order, of which enough is left. One pass over the records for a try."""
@@ -288,30 +320,58 @@ class Splitter:
     def write(self, kind: str, train: Path, held_out: Path) -> dict[str, Any]:
         """Write both parts, and below `held_out/rejected` what was taken out. Returns the metrics."""
         choice = self.choose()
-        rows, size = Counter[str](), Counter[str]()
-        with ShardWriter(train, kind) as writer:
-            for record in self.records():
-                if self._group(record) not in choice.groups:
-                    writer.write(record)
-                    rows[_language(record)] += 1
-                    size[_language(record)] += size_of(record)
-        held_rows, held_size = Counter[str](), Counter[str]()
-        with ShardWriter(held_out, kind) as writer, Rejects(held_out) as rejects:
-            for candidate, cleaned in choice.cleaned:
-                for reason, value, what in cleaned.gone:
-                    row = what if isinstance(what, str) else json.dumps(to_row(what), ensure_ascii=False)
-                    rejects.add(_STEP, reason, value, row, candidate.record.id)
-                if cleaned.record is not None:
-                    writer.write(cleaned.record)
-                    held_rows[_language(cleaned.record)] += 1
-                    held_size[_language(cleaned.record)] += size_of(cleaned.record)
-            removed = rejects.reasons.get(_STEP, {})
-        gone = sum(candidate.size for candidate, _ in choice.cleaned) - held_size.total()
+        kept = (record for record in self.records() if self._group(record) not in choice.groups)
         return {
-            "train_rows": dict(sorted(rows.items())), "train_bytes": dict(sorted(size.items())),
-            "held_out_rows": dict(sorted(held_rows.items())), "held_out_bytes": dict(sorted(held_size.items())),
-            "held_out_target": self.target, "removed": removed, "removed_bytes": gone,
+            **write_part(kind, train, kept, "train"),
+            **write_cleaned(kind, held_out, choice.cleaned, "held_out"),
+            "held_out_target": self.target, **self.undated_rows(),
         }  # fmt: skip
+
+    def write_three(self, kind: str, train: Path, validation: Path, held_out: Path, size: int) -> dict[str, Any]:
+        """The same with a validation part of `size` bytes of each language, held out of what is left."""
+        choice = self.choose()
+
+        def rest() -> Iterator[Record]:
+            return (record for record in self.records() if self._group(record) not in choice.groups)
+
+        second = Splitter(rest, size, self.arrangement, self.seed, self.progress)
+        chosen = second.choose()
+        kept = (record for record in second.records() if self._group(record) not in chosen.groups)
+        return {
+            **write_part(kind, train, kept, "train"),
+            **write_cleaned(kind, validation, chosen.cleaned, "validation"),
+            **write_cleaned(kind, held_out, choice.cleaned, "held_out"),
+            "held_out_target": self.target, "validation_target": second.target, **self.undated_rows(),
+        }  # fmt: skip
+
+    def undated_rows(self) -> dict[str, int]:
+        """How many records have no date, where one is asked for."""
+        return {"undated_rows": self.undated} if self.undated else {}
+
+
+def write_part(kind: str, folder: Path, records: Iterable[Record], name: str) -> dict[str, Any]:
+    """Write records as they are; how many rows and bytes there are of each language."""
+    rows, size = Counter[str](), Counter[str]()
+    with ShardWriter(folder, kind) as writer:
+        for record in records:
+            writer.write(record)
+            rows[language_in(record)] += 1
+            size[language_in(record)] += size_of(record)
+    return {f"{name}_rows": dict(sorted(rows.items())), f"{name}_bytes": dict(sorted(size.items()))}
+
+
+def write_cleaned(kind: str, folder: Path, cleaned: Sequence[tuple[Candidate, Cleaned]], name: str) -> dict[str, Any]:
+    """Write what is left of held-out records, and below `rejected` what was taken out of them."""
+    with Rejects(folder) as rejects:
+        for candidate, found in cleaned:
+            for reason, value, what in found.gone:
+                row = what if isinstance(what, str) else json.dumps(to_row(what), ensure_ascii=False)
+                rejects.add(_STEP, reason, value, row, candidate.record.id)
+        removed = rejects.reasons.get(_STEP, {})
+    metrics = write_part(kind, folder, (found.record for _, found in cleaned if found.record is not None), name)
+    gone = sum(candidate.size for candidate, _ in cleaned) - sum(metrics[f"{name}_bytes"].values())
+    prefix = "" if name == "held_out" else f"{name}_"
+    return {**metrics, f"{prefix}removed": removed, f"{prefix}removed_bytes": gone}
 
 
 def _first(items: list[Candidate], size: int) -> int:
@@ -322,7 +382,3 @@ def _first(items: list[Candidate], size: int) -> int:
             return i
         total += item.size
     return len(items)
-
-
-def _language(record: Record) -> str:
-    return record.language or language_of(text_of(record)) or "und"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from fledge.core.artifact import KINDS, Artifact, Records
+from fledge.core.errors import Problem
 from fledge.core.job import Job
+from fledge.core.language import t
 from fledge.core.reference import Ref, Source
 from fledge.core.stage import Estimate, Size, Stage
 from fledge.core.units import Bytes, Count
@@ -89,39 +91,85 @@ class Refine(Stage, use="data.refine", version=2):
 
 
 class Split(Stage, use="data.split", version=1):
-    """Held-out text: whole records, chosen by hash, with everything taken out that training nearly or fully repeats."""
+    """Held-out text: whole records, chosen by hash, by label or by date, with everything taken out that training nearly
+    or fully repeats. Two parts (`train`, `held_out`), three (`validation` between them), or K folds: `train_1` to learn
+    from and `1` to measure on, and so on."""
 
-    outputs: ClassVar = {"train": Records, "held_out": Records}
     same_kind_as: ClassVar[str] = "data"
 
     data: Ref[Records] = Field(description="what to split")
     held_out: Bytes = Field(
         100_000, ge=1, description="bytes of text to hold out of each language, a fifth of it at most"
     )
+    validation: Bytes | None = Field(
+        None, ge=1, description="as many bytes for a third part, validation, to choose settings and stop by"
+    )
+    folds: int | None = Field(
+        None, ge=2, le=100, description="instead of parts, so many folds: every record is held out once (with time: "
+        "each fold is trained on all that came before it)"
+    )  # fmt: skip
     by: str = Field(
         "id", description="what stays together: id (each record by itself), or a key of meta, such as law_name"
     )
+    stratify: str = Field(
+        "", description="label, or a key of meta: each of its values gives its share to every part or fold"
+    )
+    time: str = Field("", description="a key of meta that holds a date: what is later is held out")
+
+    def output_kinds(self) -> Mapping[str, type[Artifact]]:
+        if self.folds:
+            return {name: Records for k in range(1, self.folds + 1) for name in (str(k), f"train_{k}")}
+        return dict.fromkeys(("train", *(["validation"] if self.validation else []), "held_out"), Records)
+
+    def check(self) -> Iterator[Problem]:
+        if self.folds and self.validation:
+            yield Problem(t("folds have no validation part"), where="validation", fix=t("leave out one of the two"))
+        if self.time and self.stratify:
+            yield Problem(
+                t("by date, parts cannot be given their share of every label as well"),
+                where="stratify", fix=t("leave out one of the two"),
+            )  # fmt: skip
 
     def run(self, job: Job) -> dict[str, Records]:
+        from fledge.data.arrangement import Arrangement
+        from fledge.data.folds import Folds
         from fledge.data.split import Splitter
         from fledge.records.shards import kind_in, read
 
-        data = job.open(self.data)
+        data, out = job.open(self.data), job.out
         kind = kind_in(data)
         started = time.perf_counter()
-        seed, progress = job.rng_seed("split"), job.events.progress
-        splitter = Splitter(lambda: read(data, kind), self.held_out, self.by, seed, progress)
-        metrics = splitter.write(kind, job.out / "train", job.out / "held_out")
+        arrangement = Arrangement(self.by, self.stratify, self.time)
+        splitter = Splitter(
+            lambda: read(data, kind), self.held_out, arrangement, job.rng_seed("split"), job.events.progress
+        )
+        if self.folds:
+            metrics = Folds(splitter, self.folds).write(kind, out)
+        elif self.validation:
+            metrics = splitter.write_three(
+                kind, out / "train", out / "validation", out / "held_out", self.validation
+            )  # fmt: skip
+        else:
+            metrics = splitter.write(kind, out / "train", out / "held_out")
         job.events.metric("rate/data.split", sum(splitter.total.values()) / (time.perf_counter() - started))
-        return {part: _records(kind, job.out / part, metrics) for part in ("train", "held_out")}
+        return {part: _records(kind, out / part, metrics) for part in self.output_kinds()}
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         size = sizes.get(self.data.text) or Size(1e4, 1e7)
-        seconds = size.bytes / machine.rate("data.split", 1e6)
-        parts = {"train": size, "held_out": Size(size.rows * 2 * self.held_out / max(size.bytes, 1), 2 * self.held_out)}
-        return Estimate(
-            (0.3 * seconds, 2 + 2 * seconds), (0.2e9, 0.5e9 + 10 * min(size.bytes, 6.4e7)), size.bytes, parts
-        )
+        seconds = size.bytes / machine.rate("data.split", 1e6) * (self.folds or 1)
+        memory, disk = (0.2e9, 0.5e9 + 10 * min(size.bytes, 6.4e7)), size.bytes * (self.folds or 1)
+        parts = {name: self._part(name, size) for name in self.output_kinds()}
+        return Estimate((0.3 * seconds, 2 + 2 * seconds), memory, disk, parts)
+
+    def _part(self, name: str, whole: Size) -> Size:
+        """How big a part will be, about."""
+        if self.folds:
+            share = 1 / self.folds if name.isdigit() else 1 - 1 / self.folds
+            return Size(whole.rows * share, whole.bytes * share)
+        if name == "train":
+            return whole
+        wanted = 2 * ((self.validation or 0) if name == "validation" else self.held_out)
+        return Size(whole.rows * wanted / max(whole.bytes, 1), wanted)
 
 
 class Convert(Stage, use="data.convert", version=1):

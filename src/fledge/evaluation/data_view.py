@@ -190,6 +190,13 @@ def humanise(key: str) -> Both:
         "likelier_mean": say("the likelier answer right, per token"),
         "parameters": say("parameters"),
         "trained_parameters": say("trained parameters"),
+        "mfu": say("model FLOPs utilisation, per cent"),
+        "matrix_rate": say("matrix rate of the machine, operations a second"),
+        "rollbacks": say("returns to a checkpoint"),
+        "text_bytes": say("bytes of text"),
+        "corpus_tokens": say("tokens of the corpus"),
+        "best_held_out_loss": say("best loss, held out"),
+        "best_step": say("its step"),
     }
     return known.get(key) or plain(key.replace("_", " "))
 

@@ -77,6 +77,87 @@ def curves(
         return _svg(figure, name)
 
 
+def over_rates(name: str, points: Sequence[Sequence[float]], suggested: float) -> Markup:
+    """A rate range test: the loss over the logarithm of the rate, each point faint, smoothed strong (rate, loss,
+    smoothed), and a line at the rate that is suggested."""
+    with _axes() as (figure, axes):
+        rates, losses, smoothed = zip(*points, strict=True)
+        colour = _mark(series_colour(0))
+        axes.plot(rates, losses, color=colour, linewidth=0.8, alpha=0.35)
+        axes.plot(rates, smoothed, color=colour, linewidth=1.9)
+        axes.axvline(suggested, color=_mark(series_colour(1)), linewidth=1.2, linestyle="--")
+        axes.set_xscale("log")
+        axes.margins(x=0.01)
+        axes.yaxis.set_major_locator(_ticker().MaxNLocator(5))
+        _plain_numbers(axes)
+        return _svg(figure, name)
+
+
+def law(name: str, study: Mapping[str, Any]) -> Markup:
+    """A scaling law: losses over 6·N·D operations, what the law says of each run beside it, and the larger run that it
+    was checked on, a ring, with the interval that it should lie in."""
+    with _axes() as (figure, axes):
+        points = sorted(study["points"], key=lambda point: float(point["parameters"]) * float(point["tokens"]))
+        sizes = sorted({point["parameters"] for point in points})
+        for size in sizes:
+            row = [point for point in points if point["parameters"] == size]
+            spent = [6 * point["parameters"] * point["tokens"] for point in row]
+            axes.plot(spent, [point["predicted"] for point in row], color=_mark(series_colour(0)), linewidth=0.9)
+            axes.plot(spent, [point["loss"] for point in row], "o", color=_mark(series_colour(0)), markersize=4)
+        if check := study.get("check"):
+            place = 6 * check["parameters"] * check["tokens"]
+            axes.vlines(place, study["predicted_low"], study["predicted_high"], color=_mark(series_colour(1)))
+            axes.plot([place], [check["loss"]], "o", color=_mark(series_colour(1)), markerfacecolor="none")
+        axes.set_xscale("log")
+        axes.yaxis.set_major_locator(_ticker().MaxNLocator(5))
+        _plain_numbers(axes)
+        return _svg(figure, name)
+
+
+MOST_COLUMNS = 48
+
+
+def heat(name: str, rows: Mapping[str, Mapping[int, float]], log: bool = False) -> tuple[Markup, float, float]:
+    """A field for every row (layer) and step, the stronger the larger; with the values of the faintest and strongest.
+
+    More steps than fit are thinned out evenly. With `log` the strength follows the logarithm. Negative values stand for
+    their size. A value that is missing or not finite leaves its field empty.
+    """
+    steps = sorted({step for points in rows.values() for step in points})
+    if len(steps) > MOST_COLUMNS:
+        steps = [steps[(i * (len(steps) - 1)) // (MOST_COLUMNS - 1)] for i in range(MOST_COLUMNS)]
+    values = [[abs(points.get(step, math.nan)) for step in steps] for points in rows.values()]
+    shown = [v for row in values for v in row if math.isfinite(v) and (v > 0 or not log)]
+    low, high = (min(shown), max(shown)) if shown else (0.0, 0.0)
+    with _axes((SIZE[0], 0.55 + 0.2 * max(3, len(rows)))) as (figure, axes):
+        from matplotlib.patches import Rectangle
+
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                if math.isfinite(value):
+                    strength = _strength(value, low, high, log)
+                    field = Rectangle((x - 0.5, y - 0.46), 1, 0.92, color=_mark(series_colour(0)), linewidth=0)
+                    field.set_alpha(round(0.05 + 0.95 * strength, 2))
+                    axes.add_patch(field)
+        axes.set_xlim(-0.5, max(0.5, len(steps) - 0.5))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        every = max(1, -(-len(rows) // 16))
+        axes.set_yticks(range(0, len(rows), every), list(rows)[::every], fontsize=8)
+        ticks = sorted({round(i * (len(steps) - 1) / 4) for i in range(5)}) if steps else []
+        axes.set_xticks(ticks, [f"{steps[i]:,}" for i in ticks])
+        axes.grid(visible=False)
+        return _svg(figure, name), low, high
+
+
+def _strength(value: float, low: float, high: float, log: bool) -> float:
+    """Where a value lies between the lowest and the highest, from 0 to 1."""
+    if high <= low:
+        return 1.0 if value > 0 else 0.0
+    if not log:
+        return (value - low) / (high - low)
+    return math.log(max(value, low) / low) / math.log(high / low)
+
+
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """The mean of the last `width` values at every place."""
     means, total = [], 0.0

@@ -172,6 +172,7 @@ def _comparison(table: SideBySide) -> Iterator[Figure]:
 
 _SHOWN_CURVES = (
     "loss",
+    "loss_by_source",
     "held_out_loss",
     "bits_per_byte",
     "accuracy",
@@ -180,7 +181,16 @@ _SHOWN_CURVES = (
     "grad_norm",
     "lr",
     "tokens_per_second",
+    "mfu",
+    "data_wait",
+    "memory",
+    "loss_scale",
 )
+_LAYERED = (
+    "grad_norm", "update_ratio", "activation_rms", "activation_mean", "activation_max", "attention_entropy",
+    "attention_logit_max", "zeros", "dead", "grad_zeros", "near_limit",
+)  # fmt: skip
+_SHORT = {"embeddings": "E", "rest": "R"}  # in a figure stand no words
 
 
 @dataclass(frozen=True)
@@ -200,13 +210,40 @@ def _training(run: RunView) -> Iterator[Training]:
             points.setdefault(event.stage, {}).setdefault(event.name, {})[event.step] = float(event.value)
     for stage in run.stages:
         curves = {name: dict(sorted(p.items())) for name, p in points.get(stage.name, {}).items() if len(p) > 1}
-        if curves or (stage.done and stage.use.startswith("train.")):
-            yield Training(stage, _figures(stage, curves), list(facts_of(_own_numbers(stage))))
+        if curves or (stage.done and stage.use.startswith(("train.", "search."))):
+            shown = [*_rate_range(stage), *_scaling(stage), *_figures(stage, curves)]
+            yield Training(stage, shown, list(facts_of(_own_numbers(stage))))
+
+
+def _rate_range(stage: StageView) -> Iterator[Figure]:
+    """The loss over the rate, of a stage that looked for one."""
+    folder = stage.folder()
+    if stage.done and stage.use == "search.rate_range" and folder and (folder / "study.json").is_file():
+        study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        svg = figures.over_rates(f"{_slug(stage.name)}-rates", study["points"], study["suggested_lr"])
+        note = say("over the learning rate; to begin with: {rate}", rate=f"{study['suggested_lr']:.2g}")
+        yield Figure(say("Loss over the learning rate"), svg, (), note)
+
+
+def _scaling(stage: StageView) -> Iterator[Figure]:
+    """The law of a scaling study, and the larger run that it was checked on."""
+    folder = stage.folder()
+    if stage.done and stage.use == "search.scaling" and folder and (folder / "study.json").is_file():
+        study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        note = say("over the operations 6·N·D")
+        if "check" in study:
+            note = say(
+                "over the operations 6·N·D; the larger run: {measured}, predicted {low} to {high}",
+                measured=f"{study['measured_loss']:.3f}", low=f"{study['predicted_low']:.3f}",
+                high=f"{study['predicted_high']:.3f}",
+            )  # fmt: skip
+        yield Figure(say("Scaling law"), figures.law(f"{_slug(stage.name)}-law", study), (), note)
 
 
 def _own_numbers(stage: StageView) -> dict[str, Any]:
     """What the table of the models does not show already."""
-    return {key: value for key, value in stage.metrics.items() if "bits_per_byte" not in key}
+    numbers = {key: value for key, value in stage.metrics.items() if "bits_per_byte" not in key}
+    return numbers | ({"mfu": 100 * numbers["mfu"]} if "mfu" in numbers else {})
 
 
 def _figures(stage: StageView, curves: Mapping[str, Mapping[int, float]]) -> list[Figure]:
@@ -216,12 +253,23 @@ def _figures(stage: StageView, curves: Mapping[str, Mapping[int, float]]) -> lis
         if name == "loss" or points != curves.get("loss"):  # the objective's only term is its loss
             base, member = _family(name)
             groups.setdefault(base, {})[member] = points
+    if groups.get("loss_by_source"):
+        groups["loss_by_source"] = dict(sorted(groups["loss_by_source"].items()))
+    layered = [name for name in _LAYERED if f"{name}/" in groups]
+    maps = [_layers(stage, name, groups.pop(f"{name}/")) for name in layered]
     order = sorted(groups, key=lambda name: (_SHOWN_CURVES.index(name) if name in _SHOWN_CURVES else 3.5, name))
-    return [_curve(stage, name, groups[name]) for name in order]
+    return [*(_curve(stage, name, groups[name]) for name in order), *filter(None, maps)]
 
 
 def _family(name: str) -> tuple[str, str]:
     """(figure, series): `bits_per_byte_zh` → bits_per_byte, zh; `chosen_reward` → reward, chosen."""
+    if name.startswith("loss/"):
+        return "loss_by_source", name.removeprefix("loss/")
+    base, _, layer = name.partition("/")
+    if layer and base in _LAYERED:
+        return f"{base}/", layer
+    if name in ("memory", "memory_peak"):
+        return "memory", "now" if name == "memory" else "most"
     if match := re.fullmatch(r"(.*)[_/](en|zh)", name):
         return match[1], match[2]
     if match := re.fullmatch(r"(chosen|rejected)_(\w+)", name):
@@ -239,14 +287,62 @@ def _curve(stage: StageView, name: str, series: Mapping[str, Mapping[int, float]
         "grad_norm": say("Gradient norm"),
         "lr": say("Learning rate"),
         "tokens_per_second": say("Tokens a second"),
+        "loss_by_source": say("Loss by source"),
+        "mfu": say("Model FLOPs utilisation"),
+        "data_wait": say("Time spent waiting for batches"),
+        "memory": say("Memory"),
+        "checkpoint_seconds": say("Seconds that writing a checkpoint took"),
+        "loss_scale": say("Loss scale of fp16"),
     }
-    members = {"chosen": say("preferred answers"), "rejected": say("other answers")}
+    members = {
+        "chosen": say("preferred answers"), "rejected": say("other answers"), "now": say("in use"), "most": say("peak"),
+    }  # fmt: skip
     legend = [(figures.series_colour(i), members.get(key) or language_name(key)) for i, key in enumerate(series) if key]
-    exact = name in ("lr", "tokens_per_second")
+    exact = name in ("lr", "tokens_per_second", "mfu", "data_wait", "memory")
     svg = figures.curves(
-        f"{_slug(stage.name)}-{_slug(name)}", series, log=name == "grad_norm", smooth=not exact, zero=exact
+        f"{_slug(stage.name)}-{_slug(name)}",
+        series,
+        log=name in ("grad_norm", "loss_scale"),
+        smooth=not exact,
+        zero=exact,
     )
-    return Figure(titles.get(name, humanise(name)), svg, legend, say("over steps"))
+    notes = {
+        "mfu": say("the share of the machine's matrix rate that the model's own arithmetic uses, over steps"),
+        "data_wait": say("as a share of the time, over steps"),
+        "memory": say("in bytes, over steps"),
+    }
+    return Figure(titles.get(name, humanise(name)), svg, legend, notes.get(name, say("over steps")))
+
+
+def _layers(stage: StageView, name: str, series: Mapping[str, Mapping[int, float]]) -> Figure | None:
+    """Layers over steps, a field each; nothing where all of it is zero."""
+    titles = {
+        "grad_norm": say("Gradient norm by layer"),
+        "update_ratio": say("Update by layer, as a share of the weights"),
+        "activation_rms": say("Activations by layer, root of the mean square"),
+        "activation_mean": say("Activations by layer, mean"),
+        "activation_max": say("Activations by layer, largest"),
+        "attention_entropy": say("Entropy of the attention by layer"),
+        "attention_logit_max": say("Largest attention logit by layer"),
+        "zeros": say("Zeros behind the activation function by layer"),
+        "dead": say("Units that are zero for every token, by layer"),
+        "grad_zeros": say("Zeros among the gradients by layer"),
+        "near_limit": say("Activations near the limit of fp16 by layer"),
+    }
+    order = sorted(series, key=lambda layer: (layer != "embeddings", layer == "rest", layer))
+    rows = {_SHORT.get(layer, layer): series[layer] for layer in order}
+    shares = name in ("zeros", "dead", "grad_zeros", "near_limit")  # of interest where they are more than a few
+    if max((abs(value) for points in rows.values() for value in points.values()), default=0.0) <= 0.01 * shares:
+        return None
+    svg, low, high = figures.heat(
+        f"{_slug(stage.name)}-{_slug(name)}-layers", rows, log=name in ("grad_norm", "update_ratio")
+    )
+    note = say(
+        "layers from first to last over steps; faint is {low}, strong is {high}", low=f"{low:.3g}", high=f"{high:.3g}"
+    )
+    if "E" in rows or "R" in rows:
+        note = say("{note}; E: embeddings, R: the rest", note=note)
+    return Figure(titles[name], svg, (), note)
 
 
 # --- samples, cost, lineage ----------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ adapted model begins as exactly the base.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
@@ -28,8 +30,13 @@ class LoRA(Config):
     rslora: bool = Field(False, description="scale by α / √r instead (Kalajdzievski, 2023)")
 
 
-def add_lora(model: PreTrainedModel, lora: LoRA, seed: int, task: str = "CAUSAL_LM") -> PreTrainedModel:
-    """`model` with fresh adapters: its own weights frozen, theirs trainable in fp32. Same seed, same adapters."""
+def add_lora(
+    model: PreTrainedModel, lora: LoRA, seed: int, task: str = "CAUSAL_LM", heads: Sequence[str] = ()
+) -> PreTrainedModel:
+    """`model` with fresh adapters: its own weights frozen, theirs trainable in fp32. Same seed, same adapters.
+
+    The modules named in `heads` get none: they are trained whole, and saved with the adapter.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -40,6 +47,8 @@ def add_lora(model: PreTrainedModel, lora: LoRA, seed: int, task: str = "CAUSAL_
         target_modules=lora.targets,
         use_rslora=lora.rslora,
         task_type=task,
+        modules_to_save=list(heads) or None,
+        exclude_modules=rf"(?:{'|'.join(map(re.escape, heads))})(?:\..*)?" if heads else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

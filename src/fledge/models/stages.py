@@ -1,4 +1,4 @@
-"""The stages of this floor: a model from outside, and an adapter merged into its base."""
+"""The stages of this floor: a model from outside, an adapter merged into its base, a context made longer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fledge.core.artifact import Adapter, Model
+from fledge.core.artifact import Adapter, Model, Records
 from fledge.core.job import Job
 from fledge.core.reference import FirstOf, Ref
 from fledge.core.stage import Estimate, Size, Stage
+from fledge.models.rope import RopeScaling
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -57,5 +58,45 @@ class Merge(Stage, use="model.merge", version=1):
             (3 + parameters / 5e7, 10 + parameters / 1e7),
             (0.5e9 + 8 * parameters, 0.8e9 + 16 * parameters),
             disk,
+            {"": Size(parameters=parameters)},
+        )
+
+
+class ExtendContext(Stage, use="model.extend", version=1):
+    """A model that reads longer texts: its rotary positions stretched. Continued pre-training (train.continue) on long
+    rows then makes it good at them."""
+
+    model: Ref[Model] = Field(description="a model with rotary positions")
+    scaling: RopeScaling = Field(
+        default_factory=RopeScaling, description="how its positions are stretched, and how far"
+    )
+    held_out: Ref[Records] | None = Field(
+        None, description="long texts on which the loss is measured before and after, within the old context and beyond"
+    )
+    rows: int = Field(16, gt=0, description="how many rows of the new length are measured, at most")
+
+    def run(self, job: Job) -> Model:
+        from fledge.models.extension import LONGEST, extend_folder, long_rows, nats_by_place
+        from fledge.records import shards
+        from fledge.records.kinds import Document
+
+        source = job.open(self.model).path
+        metrics = extend_folder(source, job.out, self.scaling)
+        if self.held_out is not None:
+            texts = (r.text for r in shards.read(job.open(self.held_out), "documents") if isinstance(r, Document))
+            length = min(metrics["context"], max(LONGEST, 2 * metrics["context_before"]))
+            rows = long_rows(source, texts, length, self.rows)
+            for name, path in (("_before", source), ("", job.out)):
+                found = nats_by_place(path, rows, metrics["context_before"])
+                metrics |= {f"nats_{place}{name}": value for place, value in found.items()}
+        return Model(job.out, metrics)
+
+    def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
+        parameters = sizes[self.model.text].parameters or 1.4e8
+        read = 2 * self.rows * 4096 * 2 * parameters / 80e9 if self.held_out else 0
+        return Estimate(
+            (2 + 0.5 * read, 10 + 3 * read),
+            (0.5e9 + (4 * parameters if self.held_out else 0), 0.8e9 + (8 * parameters if self.held_out else 0)),
+            4 * parameters,
             {"": Size(parameters=parameters)},
         )

@@ -13,6 +13,8 @@
 | messages | conversations | messages, conversation(s), dialogue, …: role/content or from/value; system |
 | alpaca | conversations | instruction, output; input, history, system |
 | pair | conversations | prompt and response, question and answer, query and response, …; history, system |
+| tagged | labelled | tokens and their tags (`B-PER`, `I-PER`, `O`) |
+| entities | labelled | text and its entities: start, end, type |
 | classification | labelled | text, label; a second text (premise and hypothesis) |
 | text | documents | text |
 | prompt | prompts | prompt (text or messages); answer |
@@ -159,6 +161,25 @@ def _has_truth(row: dict[str, Any]) -> bool:
     return str(row.get("label")).lower() in ("true", "false")
 
 
+def _has_tags(row: dict[str, Any]) -> bool:
+    """Whether there is a tag, as text, for every token."""
+    tokens, tags = (next((row[key] for key in keys if key in row), None) for keys in (_TOKENS, _TAGS))
+    if not isinstance(tokens, list) or not isinstance(tags, list):
+        return False
+    return len(tokens) == len(tags) and all(isinstance(tag, str) for tag in tags)
+
+
+def _has_entities(row: dict[str, Any]) -> bool:
+    """Whether there is a list of entities beside a text."""
+    found = next((unpacked(row[key], list) for key in _ENTITIES if key in row), None)
+    return isinstance(found, list) and all(isinstance(item, dict) and "start" in item for item in found)
+
+
+_TOKENS = ("tokens", "words", "chars", "characters")
+_TAGS = ("tags", "ner_tags", "ner", "labels", "bio")
+_ENTITIES = ("entities", "spans", "ner_spans")
+
+
 FORMATS: tuple[Format, ...] = (
     Format(
         "preference", "preferences", spellings.preference,
@@ -202,6 +223,11 @@ FORMATS: tuple[Format, ...] = (
         "pair", "conversations", spellings.pair,
         {"prompt": ("prompt", "question", "query", "input", "problem", "问题", "提问"),
          "response": ("response", *_ANSWER)}, _OPENING,
+    ),
+    Format("tagged", "labelled", spellings.tagged, {"tokens": _TOKENS, "tags": _TAGS}, {}, _has_tags),
+    Format(
+        "entities", "labelled", spellings.entities, {"text": ("text", "sentence", "文本"), "entities": _ENTITIES}, {},
+        _has_entities,
     ),
     Format(
         "classification", "labelled", spellings.labelled,

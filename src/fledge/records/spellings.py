@@ -6,6 +6,7 @@ the record's id, language, source and meta.
 
 from __future__ import annotations
 
+from fledge.records.entities import Entity, from_tags, joined, marked
 from fledge.records.kinds import Answer, Conversation, Document, Labelled, Message, Preference, Prompt, Rating
 from fledge.records.rejects import Reason
 from fledge.records.turns import answer_turns, assistant, messages, opening, with_input
@@ -26,6 +27,31 @@ def labelled(values: Values, common: Common) -> Labelled:
     if "second" in values:
         text += "\n" + text_at("second", values["second"])
     return Labelled(text, str(label), **common)
+
+
+def tagged(values: Values, common: Common) -> Labelled:
+    """`tokens` and a tag for each of them (`tags`)."""
+    tokens, tags = (unpacked(values[key], list) for key in ("tokens", "tags"))
+    for key, found in (("tokens", tokens), ("tags", tags)):
+        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+            raise Misfit('"{key}" is {found} where a list of texts is wanted', key=key, found=kind_name(found))
+    if len(tokens) != len(tags) or not "".join(tokens).strip():
+        raise Misfit('"{key}" has no tag for every token', key="tags")
+    text, places = joined(tokens)
+    found = [Entity(places[e.start][0], places[e.end - 1][1], e.type) for e in from_tags(tags) if e.type]
+    return marked(text, [e for e in found if e.start < e.end], **common)
+
+
+def entities(values: Values, common: Common) -> Labelled:
+    """`text`, and its `entities` with `start`, `end` (exclusive) and `type`."""
+    text, rows = text_at("text", values["text"]), unpacked(values["entities"], list)
+    try:
+        found = [Entity(int(row["start"]), int(row["end"]), str(row.get("type") or row["label"])) for row in rows]
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        raise Misfit('"{key}" is no list of start, end and type', key="entities") from None
+    if not all(0 <= entity.start < entity.end <= len(text) for entity in found):
+        raise Misfit('"{key}" does not lie within the text', key="entities")
+    return marked(text, found, **common)
 
 
 def conversation(values: Values, common: Common) -> Conversation:

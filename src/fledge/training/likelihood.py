@@ -13,9 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
+from fledge.models.states import decoder_of as decoder_of
+from fledge.models.states import packed_mask as packed_mask
+from fledge.models.states import packed_states, padded_states
 from fledge.training.objective import Batch
 
 IGNORED = -100
@@ -43,8 +47,18 @@ class Head:
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, exact: torch.dtype) -> Tensor:
         """(n, V) in `exact`, from hidden states (n, D) and the weights in the format of the products."""
-        logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
-        logits = logits.to(exact)
+        shape = (len(hidden), len(weight))
+        out = torch.empty(shape, dtype=exact, device=hidden.device)
+        products = out if exact == hidden.dtype else torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
+        return self.logits_into(out, products, hidden, weight, bias)
+
+    def logits_into(self, out: Tensor, products: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same, written into `out` (n, V); `products` (n, V) holds them before they are widened."""
+        if bias is None:
+            torch.mm(hidden, weight.T, out=products)
+        else:
+            torch.addmm(bias, hidden, weight.T, out=products)
+        logits = out if out.dtype == products.dtype else out.copy_(products)
         if self.scale != 1:
             logits = logits.mul_(self.scale)
         return logits.div_(self.softcap).tanh_().mul_(self.softcap) if self.softcap else logits
@@ -54,6 +68,43 @@ class Head:
         if self.softcap:  # d/dx c·tanh(x/c) = 1 − (logits/c)²
             gradient.mul_(logits.div(self.softcap).square_().neg_().add_(1))
         return gradient.mul_(self.scale) if self.scale != 1 else gradient
+
+
+class _Buffers:
+    """What the chunks of one call write into, one after another: fresh memory for each would cost more than the sums.
+
+    `products` and `logits` are one and the same where the products are exact.
+    """
+
+    def __init__(self, rows: int, weight: Tensor, dtype: torch.dtype, exact: torch.dtype) -> None:
+        self._like, self._dtype, self._exact = weight, dtype, exact
+        self._logits = torch.empty(rows, len(weight), dtype=exact, device=weight.device)
+        self._products = self._logits if dtype == exact else torch.empty_like(self._logits, dtype=dtype)
+        self._weight: tuple[Tensor, Tensor] | None = None
+
+    def logits(self, rows: int) -> Tensor:
+        """(rows, V) in the exact format."""
+        return self._logits[:rows]
+
+    def products(self, rows: int) -> Tensor:
+        """(rows, V) in the format of the products."""
+        return self.logits(rows) if self._products is self._logits else self._products[:rows]
+
+    def rounded(self, values: Tensor) -> Tensor:
+        """`values` (n, V) in the format of the products."""
+        return values if values.dtype == self._dtype else self._products[: len(values)].copy_(values)
+
+    def weight(self) -> Tensor:
+        """(V, D) for one chunk's share of the weight's gradient."""
+        if self._weight is None:
+            narrow = torch.empty_like(self._like, dtype=self._dtype, memory_format=torch.contiguous_format)
+            self._weight = narrow, narrow if self._dtype == self._exact else torch.empty_like(narrow, dtype=self._exact)
+        return self._weight[0]
+
+    def widened(self, share: Tensor) -> Tensor:
+        """The share in the exact format; adding numbers of two formats is slow on CPUs."""
+        assert self._weight is not None
+        return share if share.dtype == self._exact else self._weight[1].copy_(share)
 
 
 class _WeightedNLL(torch.autograd.Function):
@@ -74,9 +125,10 @@ class _WeightedNLL(torch.autograd.Function):
         z_loss: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        size = rows_per_chunk(*weight.shape)
+        size = min(rows_per_chunk(*weight.shape), max(1, len(labels)))
         w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
         exact = torch.float32 if dtype != torch.float64 else dtype
+        buffers = _Buffers(size, weight, dtype, exact)
         nll, squares = torch.zeros((), dtype=exact, device=hidden.device), torch.zeros((), dtype=exact)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if wants_hidden else None
@@ -85,32 +137,31 @@ class _WeightedNLL(torch.autograd.Function):
         for start in range(0, len(labels), size):
             rows = slice(start, start + size)
             h = hidden[rows].to(dtype)  # (n, D)
-            logits = head.logits(h, w, b, exact)  # (n, V)
+            target, scale = labels[rows, None], weights[rows, None]
+            logits = head.logits_into(buffers.logits(len(h)), buffers.products(len(h)), h, w, b)  # (n, V)
             capped = logits.clone() if head.softcap else logits
-            target = labels[rows, None]
             largest = logits.amax(dim=-1, keepdim=True)  # (n, 1)
             picked = logits.gather(1, target) - largest
-            exponentials = logits.sub_(largest).exp_()  # in place: the logits are not needed again
-            normaliser = exponentials.sum(dim=-1, keepdim=True)
-            scale = weights[rows, None]
-            nll += (scale * (normaliser.log() - picked)).sum()
+            probabilities = torch.softmax(logits, dim=-1, out=logits)  # in place: the logits are not needed again
+            log_normaliser = probabilities.amax(dim=-1, keepdim=True).log_().neg_()  # the largest of them is 1 / Σ exp
+            nll += (scale * (log_normaliser - picked)).sum()
             probability_scale = scale
             if z_loss:
-                log_z = normaliser.log() + largest
+                log_z = log_normaliser + largest
                 squares = squares + (scale * log_z.square()).sum()
                 probability_scale = scale * (1 + 2 * z_loss * log_z)
             if grad_hidden is None and grad_weight is None and grad_bias is None:
                 continue
-            gradient = exponentials.mul_(probability_scale / normaliser)  # of the logits: w · (softmax − one-hot)
+            gradient = probabilities.mul_(probability_scale)  # of the logits: w · (softmax − one-hot)
             gradient.scatter_add_(1, target, -scale)
             gradient = head.without_cap(gradient, capped)
             if grad_bias is not None:
                 grad_bias += gradient.sum(dim=0)
-            gradient = gradient.to(dtype)
+            rounded = buffers.rounded(gradient)
             if grad_hidden is not None:
-                torch.mm(gradient, w, out=grad_hidden[rows])
+                torch.mm(rounded, w, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight += gradient.T @ h
+                grad_weight += buffers.widened(torch.mm(rounded.T, h, out=buffers.weight()))
         ctx.gradients = (
             None if grad_hidden is None else grad_hidden.to(hidden.dtype),
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -178,6 +229,10 @@ def weighted_nll(
     scale = torch.ones_like(targets, dtype=exact) if weights is None else weights[kept].to(exact)
     dtype = compute_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
+        if isinstance(head.weight, DTensor):
+            from fledge.training.layout.vocabulary import nll_of_parts
+
+            return nll_of_parts(rows, head, targets, scale, z_loss, dtype)
         result: tuple[Tensor, Tensor] = _WeightedNLL.apply(
             rows, head.weight, head.bias, targets, scale, head, z_loss, dtype
         )
@@ -189,7 +244,12 @@ def token_logprobs(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     kept = labels != IGNORED
     dtype = compute_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        found: Tensor = _TokenLogProbs.apply(hidden[kept], head.weight, head.bias, labels[kept], head, dtype)
+        if isinstance(head.weight, DTensor):
+            from fledge.training.layout.vocabulary import logprobs_of_parts
+
+            found = logprobs_of_parts(hidden[kept], head, labels[kept], dtype)
+        else:
+            found = _TokenLogProbs.apply(hidden[kept], head.weight, head.bias, labels[kept], head, dtype)
     return torch.zeros(labels.shape, dtype=found.dtype, device=found.device).masked_scatter(kept, found)
 
 
@@ -198,35 +258,26 @@ def shifted(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
+def targets_of(batch: Batch) -> Tensor:
+    """What each position is to predict, −100 where nothing: (B, T). Parts of rows have it said already."""
+    return batch["targets"] if "targets" in batch else shifted(batch["labels"])
+
+
 def hidden_states(model: Any, batch: Batch) -> Tensor:
     """The last hidden states (B, T, D) for rows padded on the right, or packed.
 
     Padded rows come with an `attention_mask`, and need none under causal attention: no token looks at what follows
-    it. Packed rows come without, and say where documents begin by `position_ids` that restart at 0; then a
-    block-diagonal causal mask keeps the documents apart.
+    it. Packed rows come without, and say where documents begin by `position_ids` that restart at 0; documents do not
+    see each other, on any kernel (`models.states`).
     """
-    packed = "attention_mask" not in batch and "position_ids" in batch
-    positions = batch["position_ids"] if packed else None
-    mask = packed_mask(batch["position_ids"]) if packed else None
+    if "starts" in batch:
+        from fledge.training.layout.context import part_states
+
+        return part_states(model, batch)
     body = decoder_of(model)
-    output = body(input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions, use_cache=False)
-    states: Tensor = output.last_hidden_state
-    return states
-
-
-def packed_mask(position_ids: Tensor) -> Tensor:
-    """Which key each query may see: (B, 1, T, T), true within a document and not ahead. Documents start at 0."""
-    document = (position_ids == 0).cumsum(dim=-1)  # (B, T)
-    same = document[:, :, None] == document[:, None, :]
-    length = position_ids.shape[1]
-    return (same & torch.ones(length, length, dtype=torch.bool, device=same.device).tril())[:, None]
-
-
-def decoder_of(model: Any) -> nn.Module:
-    """The model without its head, adapters included."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    body: nn.Module = getattr(inner, inner.base_model_prefix)
-    return body
+    if "attention_mask" not in batch and "position_ids" in batch:
+        return packed_states(body, batch["input_ids"], batch["position_ids"])
+    return padded_states(body, batch["input_ids"], batch.get("attention_mask"))
 
 
 def head_of(model: Any) -> Head:

@@ -51,6 +51,9 @@ class Objective(ABC):
     """names of the models that are only asked: a reference, a teacher, a reward model"""
     rows_independent: ClassVar[bool] = True
     """whether a row's loss ignores the other rows (else the micro-batch is part of the result)"""
+    pipelines: ClassVar[bool] = False
+    """whether the last hidden state of one model for each of the batch's own tokens suffices (else neither a pipeline
+    can carry it, nor can the tokens of a row be divided)"""
     dropout: ClassVar[bool] = True
     """whether the models that are trained drop out as they are configured to"""
 

@@ -16,7 +16,7 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.models.adapters import LoRA, add_lora
-from fledge.models.load import base_of, is_adapter, load_model, load_tokenizer
+from fledge.models.load import base_of, context_of, is_adapter, load_model, load_tokenizer
 from fledge.models.save import save_model
 from fledge.training.optimization.optimizer import freeze
 from fledge.training.settings import TrainSettings
@@ -33,7 +33,7 @@ class Policy:
     @property
     def context(self) -> int:
         """The longest text it takes, in tokens."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        return context_of(self.model.config)
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -54,20 +54,27 @@ def open_policy(
     """The model in `path`, ready to be trained. Raises FledgeError when `lora` is not the adapter that is there."""
     tokenizer = load_tokenizer(path)
     if lora is None:
-        model: Any = load_model(path, "float32", device, reward)
+        model: Any = load_model(path, "float32", device, reward, dropout=settings.dropout_parts)
         model = model.merge_and_unload() if hasattr(model, "peft_config") else model
         freeze(model.requires_grad_(True), settings.freeze)
         return Policy(model, tokenizer)
     if is_adapter(path):
-        model, base = load_model(path, settings.dtype, device, trainable=True), base_of(path)
+        model = load_model(path, settings.dtype, device, trainable=True, dropout=settings.dropout_parts)
+        base = base_of(path)
         _require_same(model.peft_config["default"], lora)
     else:
-        model, base = add_lora(load_model(path, settings.dtype, device), lora, seed), path
+        whole = load_model(path, settings.dtype, device, dropout=settings.dropout_parts)
+        model, base = add_lora(whole, lora, seed), path
     freeze(model, settings.freeze)
-    for layer in model.modules():  # autocast casts the small matrices; PEFT would cast every input to fp32 first
+    keep_inputs(model, settings)
+    return Policy(model, tokenizer, base)
+
+
+def keep_inputs(model: Any, settings: TrainSettings) -> None:
+    """Autocast casts an adapter's small matrices; PEFT would cast every input to fp32 first."""
+    for layer in model.modules():
         if hasattr(layer, "cast_input_dtype_enabled"):
             layer.cast_input_dtype_enabled = settings.dtype == "float32"
-    return Policy(model, tokenizer, base)
 
 
 def _require_same(there: Any, lora: LoRA) -> None:

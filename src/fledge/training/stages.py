@@ -23,11 +23,17 @@ from fledge.core.errors import Problem
 from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.reference import Ref
-from fledge.core.stage import Estimate, Size, Stage
+from fledge.core.stage import Estimate, Execution, Size, Stage
 from fledge.core.units import Bytes, Count
 from fledge.models.adapters import LoRA
 from fledge.models.shape import ModelShape
+from fledge.training.estimation import needs
+from fledge.training.estimation.network import Network
+from fledge.training.layout.check import Facts, check_layout
+from fledge.training.objectives.config import AnyObjective, Causal, ReplacedToken
+from fledge.training.search.usual import advice
 from fledge.training.settings import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, TrainSettings, flops_per_token
+from fledge.training.strategies.settings import EWC, Forgetting, Replay
 
 FLOPS = 80e9  # a second and core, until this machine has been measured
 TOKENS_A_ROW = 150  # of a conversation, where nothing is known
@@ -59,7 +65,7 @@ class PreferenceSettings(TuneSettings):
 
 
 class Pretrain(Stage, use="train.pretrain", version=1):
-    """A language model from scratch: text packed into rows, every token predicted from those before it."""
+    """A language model from scratch: text packed into rows, and each predicted from the part of it that is shown."""
 
     data: list[Ref[Tokens | Records]] = Field(
         min_length=1, description="texts, or conversations read as text; or what data.pack made of them"
@@ -67,20 +73,29 @@ class Pretrain(Stage, use="train.pretrain", version=1):
     tokenizer: Ref[Tokenizer] = Field(description="how text becomes tokens; it goes into the model's folder")
     model: ModelShape = Field(description="what to build")
     tokens: Count = Field(gt=0, description="tokens to train on, in all")
-    seq_len: int = Field(256, gt=1, description="tokens a row")
+    seq_len: int = Field(256, gt=1, description="tokens a row (of span corruption: that the encoder reads)")
+    objective: AnyObjective = Field(
+        default_factory=Causal,
+        description="causal, masked, replaced_token, span_corruption or denoising, or {name: {option: value}}",
+    )
     train: PretrainSettings = Field(
         default_factory=PretrainSettings, description="optimiser, schedule, batch (epochs, steps, max_length unused)"
     )
+    replay: Replay | None = Field(None, description="rows of other corpora among these, in an exact share")
     z_loss: float = Field(0.0, ge=0, description="weight of log² of the softmax's normaliser (PaLM's is 1e-4)")
     held_out: dict[str, Ref[Records]] = Field(
-        default_factory=dict, description="held-out text by language code, for bits per byte"
+        default_factory=dict, description="held-out text by language code, for bits per byte, or the objective's loss"
     )
     held_out_bytes: Bytes = Field(100_000, gt=0, description="how much of each held-out text is measured")
 
-    def run(self, job: Job) -> Model:
+    def run(self, job: Job) -> Model | dict[str, Model]:
         from fledge.training.pretraining import pretrain
 
         return pretrain(self, job)
+
+    def output_kinds(self) -> Mapping[str, type[Artifact]]:
+        pair = isinstance(self.objective, ReplacedToken)
+        return {"generator": Model, "discriminator": Model} if pair else {"": Model}
 
     @property
     def steps(self) -> int:
@@ -94,33 +109,139 @@ class Pretrain(Stage, use="train.pretrain", version=1):
                 found=f"seq_len: {self.seq_len}",
                 allowed=t("at most {value}", value=self.model.context),
             )
+        yield from self.objective.check(self.model.kind, self.model.family_name)
+        if self.train.dropout:
+            yield Problem(
+                t("the dropout of a fresh model is part of the model"),
+                where="train.dropout", fix=t("for example: {example}", example="model: {dropout: {hidden: 0.1}}"),
+            )  # fmt: skip
+        if self.z_loss and not isinstance(self.objective, Causal):
+            yield Problem(t("z_loss goes with the causal objective"), found=self.objective.name)
+
+    @property
+    def pipelines(self) -> bool:
+        return isinstance(self.objective, Causal)
+
+    def check_execution(self, execution: Execution) -> Iterator[Problem]:
+        problems = list(super().check_execution(execution))
+        if execution.processes > 1 and not problems:
+            facts, optimizer = Facts.of_shape(self.model.resolve(4096, self.seq_len)), self.train.optimizer
+            problems += check_layout(facts, execution.layout, execution.processes, execution.device, optimizer)
+        yield from problems
+
+    def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
+        yield from advice("pretrain", self.train, self.model.resolve(4096, self.seq_len).parameters)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        shape = self.model.resolve(4096, self.seq_len)
+        shape = self.model.resolve(needs.vocabulary_of(sizes[self.tokenizer.text]), self.seq_len)
         flops = shape.training_flops(self.tokens, self.seq_len)
-        seconds = flops / machine.rate("train.flops", FLOPS)
+        seconds = flops / needs.rate(machine, "train.flops", FLOPS)
         text = sum(sizes[ref.text].bytes for ref in self.data)
         other = 15 + text / 2e6 + 4 * len(self.held_out)
-        logits = self.train.batch_size * self.seq_len * shape.hidden * shape.layers * 60
-        memory = 0.6e9 + 16 * shape.parameters + logits + 10 * text
         made = Size(parameters=shape.parameters, bytes=4 * shape.parameters)
-        return Estimate(
-            (0.7 * seconds + other, 2 * seconds + 2 * other),
-            (0.8 * memory, 1.5 * memory),
-            4 * shape.parameters,
-            {"": made},
+        plan = needs.plan_of(
+            Network.of_shape(shape), self.train, machine, sequence=self.seq_len, flops=flops, packed=True
         )
+        return needs.estimate_of(
+            plan, machine, flops=flops, seconds=(0.7 * seconds + other, 2 * seconds + 2 * other),
+            disk=4 * shape.parameters, sizes=dict.fromkeys(self.output_kinds(), made), beside=10 * text,
+        )  # fmt: skip
 
 
-class SFT(Stage, use="train.sft", version=1):
+class ContinueSettings(TrainSettings):
+    """Settings for pre-training that goes on."""
+
+    lr: float = Field(1e-4, gt=0, description="peak learning rate (with muon: of embeddings, norms and biases)")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="where the schedule ends, as a share of the peak")
+    batch_size: int = Field(16, gt=0, description="rows a step")
+
+
+class Continue(Stage, use="train.continue", version=1):
+    """Pre-training that goes on, on the text of a domain; the model keeps its tokenizer (Gururangan et al., 2020)."""
+
+    model: Ref[Model] = Field(description="what to start from")
+    data: list[Ref[Tokens | Records]] = Field(
+        min_length=1, description="texts of the domain; or what data.pack made of them with the model's tokenizer"
+    )
+    tokens: Count = Field(gt=0, description="tokens to train on, in all")
+    seq_len: int = Field(256, gt=1, description="tokens a row (of span corruption: that the encoder reads)")
+    objective: AnyObjective | None = Field(
+        None, description="causal, masked, span_corruption or denoising (default: what the model's head is for)"
+    )
+    replay: Replay | None = Field(None, description="rows of earlier corpora among the new ones")
+    ewc: EWC | None = Field(
+        None, description="hold weights that an earlier task needs (elastic weight consolidation; decoders)"
+    )
+    forgetting: Forgetting | None = Field(None, description="general data, measured before and after (decoders)")
+    lora: LoRA | None = Field(None, description="train a low-rank adapter instead of all weights (decoders)")
+    train: ContinueSettings = Field(
+        default_factory=ContinueSettings, description="optimiser, schedule, batch (epochs, steps, max_length unused)"
+    )
+    held_out: dict[str, Ref[Records]] = Field(
+        default_factory=dict, description="held-out text of the domain by name, measured before and after"
+    )
+    general: dict[str, Ref[Records]] = Field(
+        default_factory=dict, description="held-out general text by name, which shows what is forgotten"
+    )
+    held_out_bytes: Bytes = Field(100_000, gt=0, description="how much of each held-out text is measured")
+
+    def run(self, job: Job) -> Model:
+        from fledge.training.continuing import go_on
+
+        return go_on(self, job)
+
+    def output_kinds(self) -> Mapping[str, type[Artifact]]:
+        return {"": Adapter if self.lora else Model}
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps: the tokens asked for, rounded up to whole batches."""
+        return max(1, math.ceil(self.tokens / (self.train.batch_size * self.seq_len)))
+
+    def check(self) -> Iterator[Problem]:
+        if isinstance(self.objective, ReplacedToken):
+            yield Problem(
+                t("replaced tokens are told from scratch only: a generator goes with every discriminator"),
+                fix="train.pretrain",
+            )
+        if self.lora and self.objective and not isinstance(self.objective, Causal):
+            yield Problem(t("an adapter goes on with a causal model only"), found=self.objective.name)
+        for name in ("ewc", "forgetting"):
+            if getattr(self, name) and self.objective and not isinstance(self.objective, Causal):
+                yield Problem(t("the old task's likelihood is known of causal models only"), where=name)
+
+    @property
+    def pipelines(self) -> bool:
+        return self.objective is None or isinstance(self.objective, Causal)
+
+    def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
+        yield from advice("continue", self.train, sizes[self.model.text].parameters, self.lora is not None)
+
+    def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
+        settings = self.train.model_copy(update={"steps": self.steps, "max_length": self.seq_len})
+        rows = max(1.0, self.seq_len / TOKENS_A_ROW)  # each is as long as so many conversations
+        return _estimate(sizes[self.model.text], 0, rows, settings, self.lora, machine, adapters=True)
+
+
+class SFT(Stage, use="train.sft", version=2):
     """Supervised fine-tuning on conversations, with the loss on the assistant's turns only."""
 
     model: Ref[Model] = Field(description="what to start from")
     data: list[Ref[Conversations]] = Field(min_length=1, description="conversations to learn from")
     held_out: Ref[Conversations] | None = Field(None, description="conversations on which the loss is measured")
     held_out_rows: int = Field(200, gt=0, description="how many of them, at most")
+    packing: bool = Field(
+        True, description="lay conversations end to end, kept apart from each other, instead of padding them"
+    )
     lora: LoRA | None = Field(None, description="train a low-rank adapter instead of all weights")
+    replay: Replay | None = Field(None, description="rows of earlier corpora among the new ones")
+    ewc: EWC | None = Field(None, description="hold weights that an earlier task needs (elastic weight consolidation)")
+    forgetting: Forgetting | None = Field(None, description="general data, measured before and after")
     train: TuneSettings = Field(default_factory=TuneSettings, description="optimiser, schedule, batch")
+
+    @property
+    def pipelines(self) -> bool:
+        return True
 
     def run(self, job: Job) -> Model:
         from fledge.training.tuning import sft
@@ -130,9 +251,13 @@ class SFT(Stage, use="train.sft", version=1):
     def output_kinds(self) -> Mapping[str, type[Artifact]]:
         return {"": Adapter if self.lora else Model}
 
+    def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
+        yield from advice("sft", self.train, sizes[self.model.text].parameters, self.lora is not None)
+
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         rows = sum(sizes[ref.text].rows for ref in self.data)
-        return _estimate(sizes[self.model.text], rows, 1, self.train, self.lora, machine)
+        model, packed = sizes[self.model.text], self.packing
+        return _estimate(model, rows, 1, self.train, self.lora, machine, adapters=True, packed=packed)
 
 
 class RewardModelling(Stage, use="train.reward", version=1):
@@ -149,8 +274,11 @@ class RewardModelling(Stage, use="train.reward", version=1):
 
         return reward(self, job)
 
+    def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
+        yield from advice("reward", self.train, sizes[self.model.text].parameters)
+
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        return _estimate(sizes[self.model.text], sizes[self.data.text].rows, 2, self.train, None, machine)
+        return _estimate(sizes[self.model.text], sizes[self.data.text].rows, 2, self.train, None, machine, pairs=True)
 
 
 class DirectPreferences(Stage, use="train.dpo", version=1):
@@ -162,6 +290,8 @@ class DirectPreferences(Stage, use="train.dpo", version=1):
     held_out_rows: int = Field(500, gt=0, description="how many of them, at most")
     beta: float = Field(0.1, gt=0, description="strength of the KL constraint to the reference")
     lora: LoRA | None = Field(None, description="train a low-rank adapter instead of all weights")
+    ewc: EWC | None = Field(None, description="hold weights that an earlier task needs (elastic weight consolidation)")
+    forgetting: Forgetting | None = Field(None, description="general data, measured before and after")
     train: PreferenceSettings = Field(default_factory=PreferenceSettings, description="optimiser, schedule, batch")
 
     def run(self, job: Job) -> Model:
@@ -169,23 +299,44 @@ class DirectPreferences(Stage, use="train.dpo", version=1):
 
         return dpo(self, job)
 
+    def check(self) -> Iterator[Problem]:
+        if self.train.dropout:
+            yield Problem(
+                t("preferences are learned without dropout: the reference would drop out elsewhere"),
+                where="train.dropout", fix=t("leave it out"),
+            )  # fmt: skip
+
     def output_kinds(self) -> Mapping[str, type[Artifact]]:
         return {"": Adapter if self.lora else Model}
 
+    def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
+        yield from advice("dpo", self.train, sizes[self.model.text].parameters, self.lora is not None, self.beta)
+
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         rows = sizes[self.data.text].rows * (4 / 3)  # the reference is asked once: a forward pass more
-        return _estimate(sizes[self.model.text], rows, 2, self.train, self.lora, machine)
+        return _estimate(sizes[self.model.text], rows, 2, self.train, self.lora, machine, adapters=True, pairs=True)
 
 
 def _estimate(
-    model: Size, rows: float, answers: int, train: TrainSettings, lora: LoRA | None, machine: Any
-) -> Estimate:
-    """Time and memory for `rows` rows of `answers` texts each; conversations are guessed at 150 tokens."""
+    model: Size, rows: float, answers: float, train: TrainSettings, lora: LoRA | None, machine: Any,
+    *, adapters: bool = False, pairs: bool = False, packed: bool = False,
+) -> Estimate:  # fmt: skip
+    """Time and memory for `rows` rows of `answers` texts each; conversations are guessed at 150 tokens.
+
+    `adapters`: whether the stage could train one instead; `pairs`: whether both answers are read at once.
+    """
     parameters = model.parameters or 2.4e6
     seen = train.steps * train.batch_size if train.steps else train.epochs * (rows or 2000)
     tokens = seen * answers * min(train.max_length, TOKENS_A_ROW)
-    seconds = flops_per_token(parameters, lora is not None) * tokens / machine.rate("tune.flops", FLOPS)
-    held = (4 if lora and train.dtype == "float32" else 2.5 if lora else 16) * parameters
+    flops = flops_per_token(parameters, lora is not None) * tokens
+    seconds = flops / needs.rate(machine, "tune.flops", FLOPS)
     disk = 0.02 * parameters * 4 if lora else 4 * parameters
-    made = Size(parameters=parameters, bytes=4 * parameters)
-    return Estimate((8 + 0.5 * seconds, 20 + 2.5 * seconds), (0.6e9 + held, 1.5e9 + 1.5 * held), disk, {"": made})
+    made = Size(parameters=parameters, bytes=4 * parameters, config=model.config)
+    plan = needs.plan_of(
+        needs.network_of(model), train, machine, sequence=train.max_length, lora_rank=lora.rank if lora else 0,
+        objective="pairs" if pairs else "tokens", tuning=True, packed=packed,
+    )  # fmt: skip
+    return needs.estimate_of(
+        plan, machine, flops=flops, seconds=(8 + 0.5 * seconds, 20 + 2.5 * seconds), disk=disk, sizes={"": made},
+        adapters=adapters,
+    )  # fmt: skip

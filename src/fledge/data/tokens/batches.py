@@ -10,7 +10,7 @@ transformers. Numpy only; the trainer makes tensors of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeVar
@@ -33,6 +33,7 @@ class Batch:
     labels: Ids  # (B, T), -100 where there is nothing to learn
     position_ids: Ids  # (B, T)
     attention_mask: Ids | None = None  # (B, T), 1 on tokens, 0 on padding
+    source: Ids | None = None  # (B, T), which of the batch source's `sources` a token comes from
 
     @property
     def targets(self) -> int:
@@ -94,15 +95,24 @@ class PackedBatches:
     is filled from the stream's beginning, and those few tokens are seen twice. The rows are then shuffled, so that
     a batch mixes documents however long they are. Positions restart at each document (and at each row), which is
     what keeps attention inside a document.
+
+    `sources` names what the documents come from, with the number of documents of each, in their order: batches then
+    say it of every token.
     """
 
-    def __init__(self, shards: TokenShards, seq_len: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, shards: TokenShards, seq_len: int, batch_size: int, seed: int, sources: Mapping[str, int] | None = None
+    ) -> None:
         if seq_len < 2 or batch_size < 1:
             raise ValueError("seq_len must be at least 2 and batch_size at least 1")
         if not len(shards):
             raise ValueError("there is no token to train on")
         self.shards, self.seq_len, self.batch_size, self.seed = shards, seq_len, batch_size, seed
         self.rows = -(-len(shards) // (seq_len - 1))
+        self.sources = tuple(sources or ())
+        self._origin = np.repeat(np.arange(len(self.sources)), list((sources or {}).values()))  # of each document
+        if self.sources and len(self._origin) != shards.documents:
+            raise ValueError(f"{len(self._origin)} documents have a source, of {shards.documents}")
         self._epoch = lru_cache(maxsize=2)(self._order)
 
     def __len__(self) -> int:
@@ -115,8 +125,8 @@ class PackedBatches:
             self._row(*divmod(index, self.rows))
             for index in range(step * self.batch_size, (step + 1) * self.batch_size)
         ]
-        ids = np.stack([row[0] for row in rows])
-        return Batch(ids, ids.copy(), np.stack([row[1] for row in rows]))
+        ids, positions, origin = (np.stack(part) for part in zip(*rows, strict=True))
+        return Batch(ids, ids.copy(), positions, source=origin if self.sources else None)
 
     def _order(self, epoch: int) -> tuple[Ids, Ids, Ids]:
         """Of one epoch: the documents' order, where each starts in the stream (D + 1), the rows' order."""
@@ -124,10 +134,11 @@ class PackedBatches:
         lengths = np.diff(self.shards.starts)[documents]
         return documents, np.concatenate([[0], np.cumsum(lengths)]), permutation(self.rows, self.seed, epoch, 2)
 
-    def _row(self, epoch: int, index: int) -> tuple[Ids, Ids]:
+    def _row(self, epoch: int, index: int) -> tuple[Ids, Ids, Ids]:
         documents, starts, rows = self._epoch(epoch)
         total = len(self.shards)
         ids, positions = np.empty(self.seq_len, dtype=np.int64), np.empty(self.seq_len, dtype=np.int64)
+        origin = np.zeros(self.seq_len if self.sources else 0, dtype=np.int64)
         at, filled = int(rows[index]) * (self.seq_len - 1) % total, 0
         document = int(np.searchsorted(starts, at, side="right")) - 1
         while filled < self.seq_len:
@@ -135,10 +146,12 @@ class PackedBatches:
             source = int(self.shards.starts[documents[document]]) + at - int(starts[document])
             ids[filled : filled + count] = self.shards.tokens[source : source + count]
             positions[filled : filled + count] = np.arange(count)
+            if self.sources:
+                origin[filled : filled + count] = self._origin[documents[document]]
             filled += count
             document = (document + 1) % len(documents)
             at = int(starts[document])
-        return ids, positions
+        return ids, positions, origin
 
 
 def _check_sizes(batch_size: int, max_length: int) -> None:
@@ -152,12 +165,15 @@ def _teaches(row: Row, max_length: int) -> bool:
 
 
 class ConversationBatches:
-    """Rendered rows, padded on the right, rows of like length together.
+    """Rendered rows, padded on the right, rows of like length together; or laid end to end.
 
     Each epoch shuffles the rows, sorts windows of `window` batches by length, cuts batches and shuffles those.
     A row longer than `max_length` keeps its first tokens; a row on which then nothing is to be learned is left out
     and counted in `dropped`. The last batch of an epoch may be smaller. Lengths are rounded up to a multiple of
     `multiple`, which keeps the number of shapes small.
+
+    With `row_tokens` a batch's rows are laid end to end in longer rows of about so many tokens (`joined`): the same
+    loss without the padding. Batches are then drawn without regard to length.
     """
 
     def __init__(
@@ -169,6 +185,7 @@ class ConversationBatches:
         seed: int,
         multiple: int = 8,
         window: int = 32,
+        row_tokens: int = 0,
     ) -> None:
         _check_sizes(batch_size, max_length)
         self.rows = [row for row in rows if _teaches(row, max_length)]
@@ -176,17 +193,30 @@ class ConversationBatches:
         if not self.rows:
             raise ValueError("there is no row on which anything is to be learned")
         self.batch_size, self.max_length, self.pad_id, self.seed = batch_size, max_length, pad_id, seed
-        self.multiple = multiple
+        self.multiple, self.row_tokens = multiple, row_tokens
+        window = 1 if row_tokens else window
         lengths = np.array([min(len(row.ids), max_length) for row in self.rows], dtype=np.int64)
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: _grouped(lengths, batch_size, window, seed, epoch))
+        self._epoch = lru_cache(maxsize=2)(lambda epoch: grouped(lengths, batch_size, window, seed, epoch))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one epoch, without padding."""
+        return sum(min(len(row.ids), self.max_length) for row in self.rows)
 
     def __len__(self) -> int:
         """Steps of one epoch: every row once."""
         return -(-len(self.rows) // self.batch_size)
 
-    def batch(self, step: int) -> Batch:
+    def rows_at(self, step: int) -> list[Row]:
+        """The rows of a step, as they were rendered."""
         epoch, index = divmod(step, len(self))
-        return padded([self.rows[i] for i in self._epoch(epoch)[index]], self.max_length, self.pad_id, self.multiple)
+        return [self.rows[i] for i in self._epoch(epoch)[index]]
+
+    def batch(self, step: int) -> Batch:
+        rows = self.rows_at(step)
+        if self.row_tokens:
+            return joined(rows, self.max_length, self.pad_id, self.row_tokens, self.multiple)
+        return padded(rows, self.max_length, self.pad_id, self.multiple)
 
 
 @dataclass(frozen=True)
@@ -220,7 +250,7 @@ class PreferenceBatches:
         self.multiple = multiple
         longest = [min(max(len(p.chosen.ids), len(p.rejected.ids)), max_length) for p in self.pairs]
         lengths = np.array(longest, dtype=np.int64)
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: _grouped(lengths, batch_size, window, seed, epoch))
+        self._epoch = lru_cache(maxsize=2)(lambda epoch: grouped(lengths, batch_size, window, seed, epoch))
 
     def __len__(self) -> int:
         """Steps of one epoch: every pair once."""
@@ -250,7 +280,36 @@ def padded(rows: Sequence[Row], max_length: int, pad_id: int, multiple: int = 8)
     return Batch(ids, labels, positions, mask)
 
 
-def _grouped(lengths: Ids, batch_size: int, window: int, seed: int, epoch: int) -> list[Ids]:
+def joined(rows: Sequence[Row], max_length: int, pad_id: int, row_tokens: int, multiple: int = 8) -> Batch:
+    """Rows cut to `max_length` and laid end to end in as few rows of about `row_tokens` tokens as hold them.
+
+    Positions restart where a row begins, which keeps rows apart; its first token is no target, whatever stands before
+    it. The longest goes first, each to where least is (Graham, 1969): what is left open at the end, a few tokens, is
+    filled with `pad_id`, one document for each row. Order within the batch does not change the loss.
+    """
+    kept = sorted(((row.ids[:max_length], row.weights[:max_length]) for row in rows), key=lambda row: -len(row[0]))
+    total = sum(len(ids) for ids, _ in kept)
+    bins: list[list[tuple[Sequence[int], Sequence[float]]]] = [[] for _ in range(max(1, round(total / row_tokens)))]
+    filled = [0] * len(bins)
+    for row in kept:
+        least = filled.index(min(filled))
+        bins[least].append(row)
+        filled[least] += len(row[0])
+    shape = (len(bins), -(-max(filled) // multiple) * multiple)
+    ids, labels = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    for b, held in enumerate(bins):
+        at = 0
+        for tokens, weights in held:
+            end = at + len(tokens)
+            ids[b, at:end], positions[b, at:end] = tokens, np.arange(len(tokens))
+            labels[b, at + 1 : end] = np.where(np.asarray(weights)[1:] > 0, ids[b, at + 1 : end], IGNORED)
+            at = end
+        positions[b, at:] = np.arange(shape[1] - at)
+    return Batch(ids, labels, positions)
+
+
+def grouped(lengths: Ids, batch_size: int, window: int, seed: int, epoch: int) -> list[Ids]:
     """Batches of row numbers for one epoch. Only the very last window can hold a batch that is not full."""
     order = permutation(len(lengths), seed, epoch, 1)
     batches: list[Ids] = []

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fledge.core.artifact import Artifact, sha256_of
+from fledge.core.artifact import Artifact, digest_of, sha256_of
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
@@ -97,7 +97,7 @@ def pack(
     total = {key: sum(shard[key] for shard in shards) for key in ("rows", "tokens", "pieces", "context", "cut", "long")}
     facts = {
         "format": 1, "seq_len": seq_len, "dtype": dtype, "vocab_size": size, "separator": separator,
-        "strategy": strategy, "tokenizer": sha256_of(tokenizer / "tokenizer.json"),
+        "strategy": strategy, "tokenizer": identity_of(tokenizer),
         "documents": sum(note["documents"] for note in notes), "text_bytes": sum(note["bytes"] for note in notes),
         "rows": total["rows"], "tokens": total["tokens"],
     }  # fmt: skip
@@ -197,12 +197,19 @@ def plain_of(folder: Path) -> Any:
     return plain(load(folder))
 
 
+def identity_of(folder: Path) -> str:
+    """A digest of what decides a tokenizer's ids. What stands around a text is left out: transformers writes that part
+    of `tokenizer.json` otherwise when it saves the tokenizer again, beside a model."""
+    said = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return digest_of({key: said[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")})
+
+
 def separator_of(folder: Path) -> int:
-    """The token that stands around a text: end-of-text where there is one, else the folder's bos or eos."""
+    """The token that stands around a text: end-of-text where there is one, else the folder's bos, eos or sep."""
     vocabulary = load(folder).get_vocab()
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    named = (config.get(key) for key in ("bos_token", "eos_token"))
+    named = (config.get(key) for key in ("bos_token", "eos_token", "sep_token"))
     names = ["<|endoftext|>", "<|end_of_text|>", *(n["content"] if isinstance(n, dict) else n for n in named if n)]
     found = next((vocabulary[name] for name in names if name in vocabulary), None)
     if found is None:

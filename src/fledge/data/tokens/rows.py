@@ -223,6 +223,11 @@ class Prefetched(Generic[T]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of what a mixture is made of, where its batches tell rows of different origin apart."""
+        return tuple(getattr(self.source, "sources", ()))
+
     def batch(self, step: int) -> T:
         """The source's batch of the step; those of the next steps are begun."""
         wanted = range(step, step + 1 + self.ahead)

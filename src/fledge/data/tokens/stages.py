@@ -150,7 +150,7 @@ class ChunkDocuments(Stage, use="data.chunk", version=1):
         return Estimate((0.5 * seconds, 2 + 2 * seconds), (0.2e9, 0.8e9), size.bytes, {"": size})
 
 
-class Pack(Stage, use="data.pack", version=1):
+class Pack(Stage, use="data.pack", version=2):
     """Texts as token ids in rows of one length, each document whole where it fits: ready to train on."""
 
     data: list[Ref[Records]] = Field(min_length=1, description="documents, or conversations read as text")
@@ -194,20 +194,30 @@ class TrainTokenizer(Stage, use="tokenizer.train", version=2):
     special_tokens: list[str] = Field(
         default_factory=list, description="more special tokens, beside end of text, start and end of a turn, padding"
     )
+    objective: Literal["causal", "masked", "replaced_token", "span_corruption", "denoising"] = Field(
+        "causal", description="what it is for: a mask, or 100 sentinels for spans, are then among its special tokens"
+    )
+
+    @property
+    def marks(self) -> int:
+        """How many special tokens the objective brings."""
+        return {"causal": 0, "span_corruption": 100}.get(self.objective, 1)
 
     def check(self) -> Iterator[Problem]:
         own = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<unk>", "[UNK]")
+        own += ("[MASK]",) if self.marks == 1 else ()
         taken = [token for token in self.special_tokens if token in own]
         plain = [token for token in self.special_tokens if not re.fullmatch(r"(?=.*\w)(?=.*[^\w\s])\S+", token)]
         if plain:  # pieces of text could then be taken for it
             yield Problem(t("a special token has a letter, a sign and no space, as <|tool|> has"), found=listing(plain))
         if taken or len(set(self.special_tokens)) < len(self.special_tokens):
             yield Problem(t("special tokens must be new and differ"), found=listing(taken or self.special_tokens))
-        if self.vocab_size < 261 + len(self.special_tokens):
+        least = 261 + self.marks + len(self.special_tokens)
+        if self.vocab_size < least:
             yield Problem(
                 t("the vocabulary is too small for the bytes and the special tokens"),
                 found=str(self.vocab_size),
-                allowed=f"≥ {261 + len(self.special_tokens)}",
+                allowed=f"≥ {least}",
             )
 
     def run(self, job: Job) -> Tokenizer:

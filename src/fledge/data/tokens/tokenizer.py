@@ -39,6 +39,15 @@ if TYPE_CHECKING:
 
 END_OF_TEXT, START, END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL = (END_OF_TEXT, START, END, PAD)
+MASK = "[MASK]"
+SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
+MARKS = {  # what a pre-training objective needs: more special tokens, and what stands around a text
+    "causal": ((), None),
+    "masked": ((MASK,), f"{END_OF_TEXT} {{}} {END_OF_TEXT}"),
+    "replaced_token": ((MASK,), f"{END_OF_TEXT} {{}} {END_OF_TEXT}"),
+    "span_corruption": (SENTINELS, f"{{}} {END_OF_TEXT}"),
+    "denoising": ((MASK,), f"{END_OF_TEXT} {{}} {END_OF_TEXT}"),
+}
 UNKNOWN = {"bpe": None, "unigram": "<unk>", "wordpiece": "[UNK]"}
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -222,9 +231,21 @@ def _add_special(tokenizer: Any, tokens: Sequence[str]) -> None:
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def save_tokenizer(tokenizer: Any, folder: Path, unknown: str | None = None, extra: Sequence[str] = ()) -> None:
-    """The folder that `AutoTokenizer.from_pretrained` loads, our chat template in it."""
+def save_tokenizer(
+    tokenizer: Any, folder: Path, unknown: str | None = None, extra: Sequence[str] = (), objective: str = "causal"
+) -> None:
+    """The folder that `AutoTokenizer.from_pretrained` loads, our chat template in it.
+
+    For an encoder or an encoder-decoder (see `MARKS`) texts get the end-of-text token around them, as in training.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    around = MARKS[objective][1]
+    if around:
+        from tokenizers.processors import TemplateProcessing
+
+        pair = f"{around.format('$A')} {around.format('$B').removeprefix(END_OF_TEXT).strip()}"
+        ends = [(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))]
+        tokenizer.post_processor = TemplateProcessing(around.format("$A"), pair, ends)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -234,6 +255,8 @@ def save_tokenizer(tokenizer: Any, folder: Path, unknown: str | None = None, ext
         "clean_up_tokenization_spaces": False,
         "padding_side": "right", "truncation_side": "right", "model_input_names": ["input_ids", "attention_mask"],
     }  # fmt: skip
+    if MASK in MARKS[objective][0]:
+        config |= {"mask_token": MASK, "cls_token": END_OF_TEXT, "sep_token": END_OF_TEXT}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     template = Path(fledge.records.__file__).parent / "templates" / "chatml.jinja"
@@ -252,8 +275,9 @@ def train_tokenizer(data: Iterable[Artifact], asked: TrainTokenizer, out: Path) 
     from fledge.data.tokens.tokenizer_report import measured, write_report
 
     some = sample_texts(data, asked.sample)
-    tokenizer = TRAINERS[asked.algorithm](some.texts, asked.vocab_size, asked.normalizer, asked.special_tokens)
-    save_tokenizer(tokenizer, out, UNKNOWN[asked.algorithm], asked.special_tokens)
+    extra = [*MARKS[asked.objective][0], *asked.special_tokens]
+    tokenizer = TRAINERS[asked.algorithm](some.texts, asked.vocab_size, asked.normalizer, extra)
+    save_tokenizer(tokenizer, out, UNKNOWN[asked.algorithm], extra, asked.objective)
     found = measured(tokenizer, some.by_language)
     write_report(out, {"tokenizer": found})
     by_language = found["languages"]

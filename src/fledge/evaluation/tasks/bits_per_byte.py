@@ -43,9 +43,9 @@ class BitsPerByte(Task):
     bytes: Bytes = Field(100_000, ge=1, description="how much of each held-out text is measured, from the first on")
 
     def load(self, job: Job) -> HeldOut:
+        from fledge.training.corpus import excerpt
         from fledge.training.held_out import xz_bits_per_byte
         from fledge.training.ngrams import ngram_bits_per_byte
-        from fledge.training.pretraining import excerpt
 
         texts = {language: excerpt(job.open(ref), self.bytes, language) for language, ref in self.data.items()}
         joined = {language: "".join(found).encode() for language, found in texts.items()}

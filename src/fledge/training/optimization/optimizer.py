@@ -1,4 +1,5 @@
-"""Optimisers: AdamW (Loshchilov & Hutter, 2019), Muon (Jordan, 2024) for the matrices inside the layers, or Adafactor.
+"""Optimisers: AdamW (Loshchilov & Hutter, 2019), also with 8-bit moments, Muon (Jordan, 2024) for the matrices inside
+the layers, or Adafactor.
 
 Only matrices are decayed: not norms and biases, and not embeddings, whose rare rows would shrink without ever being
 used. Muon replaces a matrix's momentum by the nearest semi-orthogonal matrix; embeddings, the output layer, norms and
@@ -8,8 +9,7 @@ biases stay with AdamW.
 from __future__ import annotations
 
 import fnmatch
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,13 +17,18 @@ from torch import Tensor, nn
 
 from fledge.core.errors import FledgeError, Problem, listing
 from fledge.core.language import t
+from fledge.training.optimization.eight_bit import adamw_8bit
+from fledge.training.optimization.fused_muon import FusedMuon, parts_of
 from fledge.training.settings import TrainSettings
+from fledge.training.strategies.depth import depths
 
 
 def build_optimizers(models: Iterable[nn.Module], settings: TrainSettings) -> list[torch.optim.Optimizer]:
     """The optimisers for every parameter of `models` that is trained. Each group remembers its peak as `peak_lr`."""
     matrices, decayed, others = _Groups(), _Groups(), _Groups()
+    parts: dict[int, int] = {}
     for model in models:
+        parts |= parts_of(model)
         embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         head = getattr(model, "get_output_embeddings", lambda: None)()
         embeddings |= {id(head.weight)} if isinstance(head, nn.Linear) else set()
@@ -33,22 +38,40 @@ def build_optimizers(models: Iterable[nn.Module], settings: TrainSettings) -> li
                 inner = parameter.ndim == 2 and id(parameter) not in embeddings
                 groups = (matrices if settings.optimizer == "muon" else decayed) if inner else others
                 groups.setdefault(shares[name], []).append(parameter)
-    optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
-        groups = matrices.with_options(settings.muon_lr)
-        optimizers.append(torch.optim.Muon(groups, weight_decay=settings.weight_decay, momentum=0.95))
+    optimizers = list(_muons(matrices, parts, settings))
     rest = [
         *others.with_options(settings.lr, weight_decay=0.0),
         *decayed.with_options(settings.lr, weight_decay=settings.weight_decay),
     ]
     if rest and settings.optimizer == "adafactor":
         optimizers.append(torch.optim.Adafactor(rest))
-    elif rest:
+    elif rest and settings.optimizer == "sgd":
+        optimizers.append(torch.optim.SGD(rest))
+    elif decayed and settings.optimizer == "adamw8bit":
+        inner = decayed.with_options(settings.lr, weight_decay=settings.weight_decay)
+        optimizers.append(adamw_8bit(inner, settings))
+        rest = others.with_options(settings.lr, weight_decay=0.0)
+    if rest and settings.optimizer in ("adamw", "muon", "adamw8bit"):
         optimizers.append(torch.optim.AdamW(rest, betas=settings.betas, eps=settings.eps, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _muons(matrices: _Groups, parts: Mapping[int, int], settings: TrainSettings) -> Iterator[torch.optim.Optimizer]:
+    """Muon for matrices as linear layers have them, and for those that stand otherwise (`parts` of them in one)."""
+    plain, fused = [], []
+    for group in matrices.with_options(settings.muon_lr):
+        by_parts: dict[int, list[Tensor]] = {}
+        for parameter in group["params"]:
+            by_parts.setdefault(parts.get(id(parameter), 0), []).append(parameter)
+        plain += [{**group, "params": by_parts[0]}] if 0 in by_parts else []
+        fused += [{**group, "params": by_parts[n], "parts": n} for n in sorted(by_parts) if n]
+    if plain:
+        yield torch.optim.Muon(plain, weight_decay=settings.weight_decay, momentum=0.95)
+    if fused:
+        yield FusedMuon(fused, weight_decay=settings.weight_decay)
 
 
 class _Groups(dict[float, list[Tensor]]):
@@ -58,24 +81,13 @@ class _Groups(dict[float, list[Tensor]]):
         return [{"params": self[share], "lr": lr * share, **options} for share in sorted(self)]
 
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
-
-
 def lr_shares(model: nn.Module, decay: float) -> dict[str, float]:
     """Each parameter's share of the peak rate: `decay` to the power of how far below the head it stands.
 
     Discriminative fine-tuning (Howard and Ruder, 2018, section 3.2): the head and the last norm 1, the last layer
     `decay`, the one below it decay², …, the embeddings least.
     """
-    found = {name: _LAYER.search(name) for name, _ in model.named_parameters()}
-    layers = 1 + max((int(match[1]) for match in found.values() if match), default=-1)
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    shares = {}
-    for name, parameter in model.named_parameters():
-        match = found[name]
-        below = layers - int(match[1]) if match else (layers + 1) * (id(parameter) in embeddings)
-        shares[name] = decay**below
-    return shares
+    return {name: decay**below for name, below in depths(model).items()}
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
     """The share of the peak learning rate at `step` (from 0) of `total`.
 
     The first step is never zero (it would be lost), past the end nothing rises, and nothing falls below
-    `min_lr_ratio`, where all end but `constant` and `inverse_sqrt`.
+    `min_lr_ratio`, where all end but `constant`, `inverse_sqrt` and `ramp`, which begins there.
     """
     warmup = warmup_steps(settings, total)
     if step < warmup:
@@ -32,6 +32,8 @@ def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
             return floor + (1 - floor) * (1 - progress)
         case "cosine":
             return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        case "ramp":  # Smith, 2017, section 3.3, with equal steps in the logarithm
+            return float(floor ** (1 - progress)) if floor else progress
         case "inverse_sqrt":  # Vaswani et al., 2017, section 5.3
             return max(floor, math.sqrt(max(1, warmup) / (step + 1)))
         case "wsd":

@@ -14,8 +14,14 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from fledge.core.errors import FledgeError, Problem, listing
+from fledge.core.language import t
 from fledge.training.settings import TrainSettings
 
+NOT_FINITE, SPIKE = "not finite", "spike"
 BAD_STEPS = 5
 """So many steps left out in a row, and the run has gone astray."""
 WINDOW = 128  # steps among which a jump is looked for, as in OLMo (OLMo et al., 2025, section 3.2)
@@ -37,9 +43,9 @@ class Stability:
     def judge(self, loss: float, norm: float) -> str:
         """Why the step must be left out: "not finite", "spike", or "" for a sound one."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return "not finite"
+            return NOT_FINITE
         if self.sigmas and (_jumps(loss, self.losses, self.sigmas) or _jumps(norm, self.norms, self.sigmas)):
-            return "spike"
+            return SPIKE
         return ""
 
     def made(self, loss: float, norm: float) -> None:
@@ -74,6 +80,25 @@ class Stability:
             "losses": list(self.losses), "norms": list(self.norms), "skipped": self.skipped, "bad": self.bad,
             "shift": self.shift, "rollbacks": self.rollbacks, "returned_to": self.returned_to,
         }  # fmt: skip
+
+
+def require_finite(parameters: Mapping[str, Tensor]) -> None:
+    """Raise FledgeError where a weight to start from is not finite: no step could be made from there."""
+    broken = [name for name, parameter in parameters.items() if not torch.isfinite(_mine(parameter)).all()]
+    if broken:
+        raise FledgeError(
+            Problem(
+                t("the weights to start from are not all finite"),
+                found=t("{count} of {total} parameters: {names}", count=len(broken), total=len(parameters),
+                        names=listing(broken, 4)),
+                fix=t("start from another checkpoint or model; one that was trained in fp16 may have overflowed"),
+            )
+        )  # fmt: skip
+
+
+def _mine(parameter: Tensor) -> Tensor:
+    """This process's part of a parameter that is divided among several."""
+    return parameter.detach().to_local() if hasattr(parameter, "to_local") else parameter.detach()
 
 
 def _jumps(value: float, recent: deque[float], sigmas: float) -> bool:

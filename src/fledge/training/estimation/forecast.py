@@ -1,0 +1,130 @@
+"""Predicted against measured: what a training will take, said after its first step and its first twenty, and what it
+took. Kept in the artifact's metrics.
+
+Memory is predicted from the models, the first batch and the settings, on top of what the process held before; time
+from the pace of the first twenty steps. Both are measured: the process's resident memory (PyTorch's own count on a
+card), and the clock.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fledge.core.language import t
+from fledge.core.units import show_bytes, show_seconds
+from fledge.training.estimation.memory import CPU, Plan, Surroundings, memory_of
+from fledge.training.estimation.network import Network
+
+if TYPE_CHECKING:
+    from fledge.training.trainer import Trainer
+
+PACE = 20
+"""steps from which the time is predicted"""
+WARM = 3  # steps in which things are compiled and memory is found
+LAZY = 0.07e9
+"""bytes of libraries that a process loads with its first step"""
+
+
+class Forecast:
+    """Hears every step of a run."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.cuda = torch.device(trainer.device).type == "cuda"
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        self.before = resident(self.cuda)
+        self.plan: Plan | None = None
+        self.memory = self.peak = 0.0
+        self.ended: list[float] = []
+        self.seconds = 0.0
+
+    def step(self, done: int, batch: Mapping[str, Any]) -> None:
+        """A step was made; `done` of them in all."""
+        self.ended.append(time.monotonic())
+        self.peak = max(self.peak, resident(self.cuda, peak=True))
+        if len(self.ended) == 1:
+            self._predict_memory(batch)
+        if len(self.ended) == PACE + 1 and done < self.trainer.steps:
+            self._predict_time(done)
+
+    def _predict_memory(self, batch: Mapping[str, Any]) -> None:
+        self.plan = plan_of(self.trainer, batch)
+        if self.plan is None:
+            return
+        held = sum(p.numel() * p.element_size() for model in self.trainer.models.values() for p in model.parameters())
+        if self.cuda:  # PyTorch counts its own tensors: no context, and no fragments
+            around = Surroundings(max(0.0, self.before - held), 0.0)
+        else:
+            around = replace(CPU, framework=max(0.0, self.before - held) + LAZY)
+            self.trainer.events.metric("rate/train.framework", around.framework)
+        self.memory = memory_of(self.plan, around).total
+
+    def _predict_time(self, done: int) -> None:
+        pace = (self.ended[-1] - self.ended[WARM]) / (len(self.ended) - 1 - WARM)
+        left = pace * (self.trainer.steps - done)
+        self.seconds = self.ended[-1] - self.ended[0] + left
+        self.trainer.events.metric("predicted_seconds", self.seconds, done)
+        if left > 120:
+            self.trainer.events.message(
+                t("by the pace of {count} steps: {time} left, {memory} of memory", count=PACE,
+                  time=show_seconds(left), memory=show_bytes(max(self.memory, self.peak)))
+            )  # fmt: skip
+
+    def summary(self) -> dict[str, float]:
+        """Predicted and measured, of this attempt, in bytes and seconds; what was not predicted is left out."""
+        found: dict[str, float] = {}
+        if self.memory:
+            found |= {"predicted_memory": round(self.memory), "measured_memory": round(self.peak)}
+        if self.seconds:
+            measured = self.ended[-1] - self.ended[0]
+            found |= {"predicted_seconds": round(self.seconds, 2), "measured_seconds": round(measured, 2)}
+        return found
+
+
+def plan_of(trainer: Trainer, batch: Mapping[str, Any]) -> Plan | None:
+    """The run as the estimates see it, from its models and its first batch; None where its shape is not known."""
+    objective, settings = trainer.objective, trainer.settings
+    model = trainer.models[objective.trainable[0]]
+    ids = [value for name, value in batch.items() if name.endswith("input_ids")]
+    if not hasattr(model, "config") or not ids or len(objective.trainable) > 1:
+        return None
+    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = sum(p.numel() for name, p in inner.named_parameters() if "lora_" not in name)
+    network = Network.of_config(inner.config.to_dict(), base)
+    mine = -(-len(ids[0]) // trainer.ranks.copies)
+    rows = trainer.micro_batch if trainer.micro_batch and objective.rows_independent else mine
+    adapter = next(iter(model.peft_config.values())) if hasattr(model, "peft_config") else None
+    places = batch.get("position_ids")
+    packed = places is not None and "attention_mask" not in batch and int((places == 0).sum()) > len(places)
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules())
+    frozen = [p for name in objective.frozen for p in trainer.models[name].parameters()]
+    width = next(inner.parameters()).element_size()
+    return Plan(
+        network, max(value.shape[-1] for value in ids), min(rows, mine),
+        "fp32" if settings.dtype == "float32" else "autocast", settings.optimizer, trainer.ranks.layout,
+        accumulated=rows < mine, lora_rank=getattr(adapter, "r", 0), base_bytes=float(width) if adapter else 0.0,
+        frozen_models=sum(p.numel() * p.element_size() for p in frozen) / 4, compiled=compiled, packed=packed,
+        checkpointing=trainer.activation_checkpointing, objective="pairs" if len(ids) > 1 else "tokens",
+    )  # fmt: skip
+
+
+def resident(cuda: bool = False, peak: bool = False) -> float:
+    """Bytes that this process holds now (on a card: that its tensors held at the most since the run began).
+
+    While a CPU trains, freed memory is kept (`training.kernels`), so that the size after a step is that step's peak.
+    """
+    if cuda:
+        return float(torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated())
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return float(int(statm.read_text().split()[1]) * resource.getpagesize())
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
