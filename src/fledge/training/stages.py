@@ -64,7 +64,7 @@ class PreferenceSettings(TuneSettings):
     warmup: float = Field(0.1, ge=0, description="warm-up: a share of all steps below 1, else a number of steps")
 
 
-class Pretrain(Stage, use="train.pretrain", version=1):
+class Pretrain(Stage, use="train.pretrain", version=2):
     """A language model from scratch: text packed into rows, and each predicted from the part of it that is shown."""
 
     data: list[Ref[Tokens | Records]] = Field(
@@ -260,7 +260,7 @@ class SFT(Stage, use="train.sft", version=2):
         return _estimate(model, rows, 1, self.train, self.lora, machine, adapters=True, packed=packed)
 
 
-class RewardModelling(Stage, use="train.reward", version=1):
+class RewardModelling(Stage, use="train.reward", version=2):
     """A reward model: the preferred of two answers should score higher (Ouyang et al., 2022)."""
 
     model: Ref[Model] = Field(description="what to start from")
@@ -281,7 +281,7 @@ class RewardModelling(Stage, use="train.reward", version=1):
         return _estimate(sizes[self.model.text], sizes[self.data.text].rows, 2, self.train, None, machine, pairs=True)
 
 
-class DirectPreferences(Stage, use="train.dpo", version=1):
+class DirectPreferences(Stage, use="train.dpo", version=2):
     """Direct preference optimisation (Rafailov et al., 2023); the reference is the model it starts from."""
 
     model: Ref[Model] = Field(description="what to start from; also the reference")
