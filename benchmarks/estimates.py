@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "2 M, 16 × 256, compiled": {**SMALL, "rows": 16, "steps": 60, "optimizer": "muon", "compiled": True},
     "2 M, 64 × 256, 8 at once": {**SMALL, "rows": 64, "micro": 8, "steps": 30},
     "33 M, 8 × 512": {**MIDDLE, "rows": 8, "steps": 24},
+    "33 M, 8 × 512, compiled": {**MIDDLE, "rows": 8, "steps": 24, "compiled": True},
     "33 M, 8 × 512, 2 at once": {**MIDDLE, "rows": 8, "micro": 2, "steps": 24},
     "33 M, 4 × 512, fp32": {**MIDDLE, "rows": 4, "steps": 4, "dtype": "float32"},
     "33 M, 8 × 512, checkpointing": {**MIDDLE, "rows": 8, "steps": 4, "checkpointing": True},
@@ -36,12 +37,12 @@ CASES: dict[str, dict[str, Any]] = {
     "135 M, LoRA, 8 × 192, 2 at once": {**SMOLLM2, "rows": 8, "micro": 2, "steps": 3, "lora": 16},
     "135 M, 4 × 192, 2 at once": {**SMOLLM2, "rows": 4, "micro": 2, "steps": 3},
     "2 M, 16 × 256, documents": {**SMALL, "rows": 16, "steps": 60, "optimizer": "muon", "packed": "documents"},
-    "135 M, conversations": {**SMOLLM2, "rows": 16, "micro": 1, "steps": 4, "packed": "conversations"},
-    "135 M, LoRA, conversations": {**SMOLLM2, "rows": 16, "micro": 1, "steps": 6, "lora": 16,
-                                   "packed": "conversations"},
+    "135 M, conversations": {**SMOLLM2, "rows": 16, "micro": 1, "steps": 12, "packed": "conversations"},
+    "135 M, LoRA, conversations": {
+        **SMOLLM2, "rows": 16, "micro": 1, "steps": 16, "lora": 16, "packed": "conversations"
+    },
 }  # fmt: skip
 LONGEST = 512  # tokens of a conversation
-AT_ONCE = 1024  # and of the rows in which they lie end to end
 QUICK = ("2 M, 16 × 256, muon", "33 M, 8 × 512, 2 at once")
 
 
@@ -52,9 +53,10 @@ def one_case(name: str) -> None:
     from fledge.core.events import Emitter
     from fledge.models.adapters import LoRA, add_lora
     from fledge.training.compiling import compile_layers
-    from fledge.training.estimation.memory import CPU, Plan, memory_of
+    from fledge.training.estimation.memory import CPU, memory_of
     from fledge.training.estimation.needs import row_of_conversations
     from fledge.training.estimation.network import Network
+    from fledge.training.estimation.plan import Plan
     from fledge.training.objectives.causal_lm import CausalLM
     from fledge.training.settings import TrainSettings
     from fledge.training.trainer import Trainer
@@ -89,7 +91,7 @@ def one_case(name: str) -> None:
     plan = Plan(
         network, length, micro or rows, "fp32" if dtype == "float32" else "autocast", settings.optimizer,
         accumulated=0 < micro < rows, lora_rank=rank, checkpointing=again, compiled=case.get("compiled", False),
-        packed=bool(packed),
+        packed=bool(packed), varying=packed == "conversations",
     )  # fmt: skip
     found = {key: value for key, value in metrics.items() if key.startswith(("predicted_", "measured_"))}
     print(json.dumps({**found, "plan": memory_of(plan, CPU).total, "rule": 16 * network.parameters}))
@@ -103,6 +105,7 @@ class _Source:
 
     def batch(self, step: int) -> dict[str, Any]:
         from fledge.data.tokens.batches import joined
+        from fledge.training.estimation.needs import AT_ONCE
 
         rows, length, packed = self.case["rows"], self.case["length"], self.case.get("packed")
         random = np.random.default_rng(step)

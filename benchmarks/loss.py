@@ -5,7 +5,8 @@
 4,096 hidden states of 512 numbers (the pre-training benchmark) and 1,024 of 576 (SmolLM2's), vocabularies of 16,384
 and 49,152, bf16 products as under autocast, fp32 weights whose gradient is wanted. The peers: the plain one (all
 logits, then `F.cross_entropy` in fp32) and `F.linear_cross_entropy` of torch 2.13 with its chunks. Each side runs in a
-process of its own, so that peak memory is its own; gradients must agree to the rounding of bf16.
+process of its own, so that peak memory is its own; ours must agree with the plain one to the rounding of bf16 (torch's gives
+its loss in bf16).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from peers import conclude, measure
 
+CHUNKED = "torch's chunked"
 SHAPES = {"33 M LLaMA": (4096, 512, 16_384), "SmolLM2-135M": (1024, 576, 49_152)}
 
 
@@ -43,7 +45,7 @@ def sides() -> dict[str, Callable[[Any, Any, Any], Any]]:
         return F.linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), labels, options=options)
 
     found = {"fledge": fledge, "plain": plain}
-    return {**found, "torch's chunked": chunked} if hasattr(F, "linear_cross_entropy") else found
+    return {**found, CHUNKED: chunked} if hasattr(F, "linear_cross_entropy") else found
 
 
 def one_side(name: str, shape: str, repeats: int) -> None:
@@ -80,15 +82,16 @@ def main() -> None:
     for shape, (rows, _, _) in SHAPES.items():
         speeds, known = {}, {}
         for name in sides():
+            if name == CHUNKED and rows < 4096:
+                continue  # a vocabulary of 49,152 takes it minutes
             run = measure([sys.executable, __file__, "--side", name, "--shape", shape, *["--quick"] * args.quick])
             known[name] = json.loads(run.output.splitlines()[-1])
             speeds[name] = rows / known[name]["seconds"]
             print(f"{shape}, {name}: {speeds[name]:,.0f} tokens/s, {run.peak_bytes / 1e9:.2f} GB, "
                   f"loss {known[name]['loss']:.4f}", flush=True)  # fmt: skip
-        ours = known["fledge"]
-        for other in known.values():
-            pairs = zip([ours["loss"], *ours["norms"]], [other["loss"], *other["norms"]], strict=True)
-            equal &= all(abs(a / b - 1) < 5e-3 for a, b in pairs)
+        ours, exact = known["fledge"], known["plain"]
+        pairs = zip([ours["loss"], *ours["norms"]], [exact["loss"], *exact["norms"]], strict=True)
+        equal &= all(abs(a / b - 1) < 2e-3 for a, b in pairs)
         if not worst or speeds["fledge"] / max(v for k, v in speeds.items() if k != "fledge") < worst["ratio"]:
             mine = speeds.pop("fledge")
             worst = {"ours": mine, "peers": speeds, "ratio": mine / max(speeds.values())}
