@@ -5,8 +5,8 @@
 4,096 hidden states of 512 numbers (the pre-training benchmark) and 1,024 of 576 (SmolLM2's), vocabularies of 16,384
 and 49,152, bf16 products as under autocast, fp32 weights whose gradient is wanted. The peers: the plain one (all
 logits, then `F.cross_entropy` in fp32) and `F.linear_cross_entropy` of torch 2.13 with its chunks. Each side runs in a
-process of its own, so that peak memory is its own; ours must agree with the plain one to the rounding of bf16 (torch's gives
-its loss in bf16).
+process of its own, so that peak memory is its own; ours must agree with the plain one to the rounding of bf16
+(torch's gives its loss in bf16).
 """
 
 from __future__ import annotations
