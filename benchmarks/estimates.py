@@ -91,7 +91,7 @@ def one_case(name: str) -> None:
     plan = Plan(
         network, length, micro or rows, "fp32" if dtype == "float32" else "autocast", settings.optimizer,
         accumulated=0 < micro < rows, lora_rank=rank, checkpointing=again, compiled=case.get("compiled", False),
-        packed=bool(packed), varying=packed == "conversations",
+        packed=bool(packed),
     )  # fmt: skip
     found = {key: value for key, value in metrics.items() if key.startswith(("predicted_", "measured_"))}
     print(json.dumps({**found, "plan": memory_of(plan, CPU).total, "rule": 16 * network.parameters}))

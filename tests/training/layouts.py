@@ -58,6 +58,8 @@ class Case:
     padded: bool = False
     """rows are texts of several lengths with padding behind them, instead of packed ones"""
     length: int = 15
+    sources: tuple[str, ...] = ()
+    """what the tokens come from; each has a loss of its own"""
 
     @property
     def layouts(self) -> Layout:
@@ -67,8 +69,9 @@ class Case:
 class Rows:
     """Packed rows with uneven masks: some rows have two labels, one has none. The length is odd."""
 
-    def __init__(self, rows: int = 6, length: int = 15, vocab: int = VOCAB, padded: bool = False) -> None:
-        self.rows, self.length, self.vocab, self.padded = rows, length, vocab, padded
+    def __init__(self, case: Case) -> None:
+        self.rows, self.length, self.vocab, self.padded = case.rows, case.length, case.vocab, case.padded
+        self.sources = case.sources
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([3, step])
@@ -82,7 +85,8 @@ class Rows:
         positions = np.tile(np.arange(self.length), (self.rows, 1))
         for row, start in enumerate(rng.integers(4, self.length - 4, self.rows)):
             positions[row, start:] -= start
-        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+        found = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return {**found, "source": rng.integers(0, 2, ids.shape)} if self.sources else found
 
 
 def model_of(case: Case) -> Any:
@@ -120,7 +124,7 @@ def train(case: Case, ranks: Ranks, folder: Path | None = None) -> tuple[dict[st
     """The curves of a short run, and the model after it. Checkpoints go into `folder`."""
     model, heard = model_of(case), list[Event]()
     objective: Any = CausalLM(case.z_loss) if case.objective == "causal" else DPO(0.1)
-    source: Any = Rows(case.rows, case.length, case.vocab, case.padded)
+    source: Any = Rows(case)
     if case.objective == "dpo":
         source = _WithReference()
     values = {"lr": 1e-2, "grad_clip": 0.5, "eps": 1e-4, "warmup": 0, "checkpoint_every": 1, **case.settings}
@@ -139,7 +143,8 @@ def train(case: Case, ranks: Ranks, folder: Path | None = None) -> tuple[dict[st
     assert (ranks.rank == 0 and "going on after step 1" in told) == (goes_on and ranks.rank == 0), told
     curves: dict[str, list[float]] = {}
     for event in heard:
-        if event.kind == "metric" and event.name in ("nll", "loss", "grad_norm", "dpo", "l2_sp", "ewc"):
+        known = ("nll", "loss", "grad_norm", "dpo", "l2_sp", "ewc", *(f"loss/{name}" for name in case.sources))
+        if event.kind == "metric" and event.name in known:
             curves.setdefault(event.name, []).append(float(event.value))
     return curves, model
 
@@ -160,6 +165,7 @@ STAGES: dict[str, Any] = {
     "stage-fsdp-tp": ("pretrain", {"replicate": 1, "shard": 2, "tensor": 2}),
     "stage-pp-fsdp": ("pretrain", {"pipeline": 2, "replicate": 1, "shard": 2}),
     "stage-lora": ("sft", "zero3"),
+    "stage-ctx-lora": ("sft", {"context": 2}),
 }
 
 

@@ -14,10 +14,16 @@ import pytest
 import yaml
 
 from fledge.core.errors import FledgeError
+from fledge.core.events import Emitter
 from fledge.core.recipe import from_values
 from fledge.core.stage import LAYOUTS, Execution, Layout
 from fledge.models.shape import ModelShape
 from fledge.training.layout.check import Facts, check_layout, require_layout
+from fledge.training.layout.ranks import Ranks
+from fledge.training.objectives.dpo import DPO
+from fledge.training.objectives.masked_lm import MaskedLM
+from fledge.training.trainer import Trainer
+from tests.training.toys import settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -61,7 +67,11 @@ def test_a_product_that_is_not_the_number_of_processes_is_refused(layout: dict[s
         ({"pipeline": 8}, LLAMA, {}, "there are fewer layers than stages"),
         ({"pipeline": 4, "schedule": "interleaved"}, LLAMA, {}, "there are fewer layers than stages"),
         ({"context": 2}, LLAMA, {"device": "cpu"}, "on graphics cards only"),
-        ({"context": 2}, LLAMA, {"device": "cuda"}, "packed into one row"),
+        ({"context": 2, "tensor": 2}, LLAMA, {}, "by context, or a layer by tensor or pipeline, not both"),
+        ({"context": 2, "pipeline": 2}, LLAMA, {"device": "cuda"}, "not both"),
+        ({"context": 2}, Facts("bert", 4, 8, 8, 96), {}, "models of this family cannot be divided so"),
+        ({"context": 2}, Facts("llama", 4, 8, 2, 96, growing=True), {}, "depend on the longest text at hand"),
+        ({"context": 2}, LLAMA, {"optimizer": "adafactor"}, "adafactor's rows and columns"),
         ("zero3", LLAMA, {"optimizer": "adafactor"}, "adafactor's rows and columns"),
         ("zero3", Facts("llama", 4, 8, 2, 96, quantized=True), {}, "quantised weights"),
     ],
@@ -78,6 +88,8 @@ def test_what_a_model_can_take_is_not_refused() -> None:
         assert refusals(layout, 8) == []
     assert refusals("zero3", 8, Facts("bert", 4, 8, 8, 96)) == [], "every model can be sharded"
     assert refusals("ddp", 8, optimizer="adafactor") == []
+    for layout in ({"context": 8}, {"context": 2, "shard": 2}, {"context": 2, "zero": 1}):
+        assert refusals(layout, 8, device="cuda:0") == refusals(layout, 8, device="auto") == []
 
 
 def test_the_numbers_are_read_from_any_familys_config(tmp_path: Path) -> None:
@@ -86,6 +98,11 @@ def test_the_numbers_are_read_from_any_familys_config(tmp_path: Path) -> None:
     llama = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1,
              "hidden_size": 32, "intermediate_size": 80}  # fmt: skip
     assert Facts.of_config(llama) == Facts("llama", 2, 4, 1, 80)
+    for key in ("rope_parameters", "rope_scaling"):
+        assert Facts.of_config({**llama, key: {"rope_type": "dynamic", "factor": 2.0}}).growing
+        assert not Facts.of_config({**llama, key: {"rope_type": "yarn", "factor": 2.0}}).growing
+    extended = ModelShape(hidden=64, layers=2, heads=8, rope_scaling={"method": "dynamic"}).resolve(300)
+    assert Facts.of_shape(extended).growing
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(llama))
     (tmp_path / "adapter").mkdir()
@@ -114,6 +131,20 @@ def test_a_recipe_is_refused_before_anything_runs(tmp_path: Path) -> None:
     masked = {"model": {"hidden": 64, "layers": 4, "heads": 4, "family": "bert"}, "objective": "masked"}
     with pytest.raises(FledgeError, match="it cannot be a pipeline"):
         recipe({"processes": 2, "layout": {"pipeline": 2}}, **masked)
+    with pytest.raises(FledgeError, match=r"stages\.base\.execution\.layout\.context.*\n?.*needs whole rows"):
+        recipe({"processes": 2, "layout": {"context": 2}}, **masked)
+    with pytest.raises(FledgeError, match="on graphics cards only"):
+        recipe({"processes": 2, "layout": {"context": 2}, "device": "cpu"})
+    recipe({"processes": 2, "layout": {"context": 2}, "device": "cuda"})
+
+
+def test_a_division_of_tokens_is_refused_once_the_device_or_the_objective_is_known() -> None:
+    with pytest.raises(FledgeError, match="on graphics cards only"):
+        Ranks.join(0, 2, "cpu", Layout(context=2))
+    ranks = Ranks(0, 2, Layout(context=2).resolve(2))
+    for objective in (DPO(0.1), MaskedLM()):
+        with pytest.raises(FledgeError, match="needs whole rows"):
+            Trainer(objective, {}, None, settings(), 1, 0, Emitter("t", 0, lambda event: None), ranks=ranks)  # type: ignore[arg-type]
 
 
 # --- a thousand processes --------------------------------------------------------------------------------------------
@@ -126,7 +157,8 @@ from fledge.training.layout.dry_run import per_rank
 shape = ModelShape(hidden=512, layers=6, heads=16, kv_heads=8, head_dim=32, tie_embeddings=False).resolve(8_000)
 told = {"parameters": shape.parameters}
 for name, layout in (("pp", dict(pipeline=2, tensor=8, shard=8)), ("zero3", dict(replicate=16, shard=0)),
-                     ("zero1", dict(replicate=16, shard=0, zero=1)), ("ddp", {})):
+                     ("zero1", dict(replicate=16, shard=0, zero=1)), ("ddp", {}),
+                     ("context", dict(replicate=16, shard=8, context=8))):
     told[name] = [vars(h) | {"bytes": h.bytes} for h in per_rank(Layout(**layout), shape, 1024)]
 print(json.dumps(told))
 """
@@ -145,6 +177,8 @@ def test_a_dry_run_says_what_each_of_1024_processes_holds(dry: Any) -> None:
     whole = dry["parameters"]
     (every, *_) = dry["ddp"]
     assert every["parameters"] == whole and every["bytes"] == 16 * whole and every["whole"] == 0
+    assert dry["context"][1]["places"] == {"pipeline": 0, "replicate": 15, "shard": 7, "context": 7, "tensor": 0}
+    assert {**dry["context"][0], "places": 0} == {**dry["zero3"][0], "places": 0}, "divided by 8 · 8 processes"
     for name in ("zero3", "zero1"):
         first, last = dry[name]
         assert (first["rank"], last["rank"]) == (0, 1023) and last["places"]["replicate"] == 15

@@ -24,7 +24,7 @@ CASES = {
     "zero3": Case("zero3", "gpt2", tied=True, micro_batch=2),
     "hsdp": Case("hsdp", "mistral", z_loss=1e-3, checkpointing=True),
     "tp2-ddp": Case({"tensor": 2}, "qwen2", tied=True, micro_batch=2),
-    "tp4": Case({"tensor": 4}, z_loss=1e-3, vocab=63),
+    "tp4": Case({"tensor": 4}, z_loss=1e-3, vocab=63, sources=("en", "zh")),
     "tp2-gpt2": Case({"tensor": 2}, "gpt2", tied=True, vocab=61, checkpointing=True),
     "fsdp-tp": Case(FSDP_TP, "qwen3", tied=True, micro_batch=2, vocab=63),
     "fsdp-tp-gpt2": Case(FSDP_TP, "gpt2"),
@@ -44,7 +44,7 @@ CASES = {
     "pp2-bf16": Case({"pipeline": 2}, settings={"dtype": "bfloat16"}, rounding=100),
     "few-rows": Case("zero3", rows=2),
     "pp2-resumed": Case({"pipeline": 2, "schedule": "interleaved"}, tied=True, layers=4, resumed=True),
-    "ctx2": Case({"context": 2}, "qwen2", tied=True, micro_batch=1),
+    "ctx2": Case({"context": 2}, "qwen2", tied=True, micro_batch=1, sources=("en", "zh")),
     "ctx2-shard2": Case({"context": 2, "replicate": 1, "shard": 2}, "qwen3", z_loss=1e-3, micro_batch=2, length=21),
     "ctx2-zero1": Case({"context": 2, "zero": 1}, "gpt2", micro_batch=1, padded=True, checkpointing=True),
     "ctx2-window": Case({"context": 2}, "mistral", window=3, length=30),
@@ -92,7 +92,7 @@ def test_four_processes_give_what_one_gives(name: str, made: Path) -> None:
     assert told.is_file(), "\n".join(p.read_text()[-3000:] for p in made.glob("*.error"))
     curves, model = train(CASES[name], Ranks())
     found = json.loads(told.read_text())["curves"]
-    assert found.keys() == curves.keys() and {"grad_norm"} < curves.keys()
+    assert found.keys() == curves.keys() and {"grad_norm", *(f"loss/{s}" for s in CASES[name].sources)} < curves.keys()
     for key, values in curves.items():
         assert found[key] == pytest.approx(values, rel=1e-5 * CASES[name].rounding), key
     weights = load_file(made / f"{name}.safetensors")

@@ -21,7 +21,7 @@ from transformers import (
 
 from fledge.core.artifact import Adapter, Artifact, Documents, Model, Tokenizer, files_of, sha256_of
 from fledge.core.errors import FledgeError
-from fledge.core.events import Emitter, Event
+from fledge.core.events import Emitter
 from fledge.core.job import Job
 from fledge.core.stage import Execution
 from fledge.data.tokens.packer import identity_of
@@ -61,23 +61,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         (folder / "out").mkdir()
         made[objective] = Tokenizer(stage.run(job).path)
     return made
-
-
-@pytest.fixture
-def run(world: dict[str, Artifact], tmp_path: Path, heard: list[Event], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("FLEDGE_HOME", str(tmp_path / "home"))
-
-    def carry_out(stage: Any, name: str = "a", **execution: Any) -> Any:
-        folder = tmp_path / name
-        (folder / "out").mkdir(parents=True, exist_ok=True)
-        (folder / "work").mkdir(exist_ok=True)
-        job = Job(
-            name=name, out=folder / "out", work=folder / "work", seed=0, execution=Execution(**execution),
-            events=Emitter(name, 0, heard.append), inputs=world,
-        )  # fmt: skip
-        return stage.run(job)
-
-    return carry_out
 
 
 def stage(objective: Any, family: str, tokenizer: str = "masked", **changes: Any) -> Pretrain:

@@ -85,23 +85,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     }
 
 
-@pytest.fixture
-def run(world: dict[str, Artifact], tmp_path: Path, heard: list[Event], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("FLEDGE_HOME", str(tmp_path / "home"))
-
-    def carry_out(stage: Any, name: str = "a", **execution: Any) -> Any:
-        folder = tmp_path / name
-        (folder / "out").mkdir(parents=True, exist_ok=True)
-        (folder / "work").mkdir(exist_ok=True)
-        job = Job(
-            name=name, out=folder / "out", work=folder / "work", seed=0, execution=Execution(**execution),
-            events=Emitter(name, 0, heard.append), inputs=world,
-        )  # fmt: skip
-        return stage.run(job)
-
-    return carry_out
-
-
 def keep(artifact: Any, folder: Path) -> Any:
     """The artifact moved to where the module's other tests find it."""
     artifact.path.rename(folder)

@@ -25,9 +25,6 @@ from transformers import (
 
 from fledge.core.artifact import Artifact, Conversations, Documents, Labelled, Model, Preferences, TaskModel
 from fledge.core.errors import FledgeError
-from fledge.core.events import Emitter, Event
-from fledge.core.job import Job
-from fledge.core.stage import Execution
 from fledge.models.save import save_model
 from fledge.records.entities import Entity, entities_of, from_tags, marked
 from fledge.records.formats import load
@@ -115,21 +112,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         "tones": Conversations(write(root / "tones", "conversations", tones)),
         "wishes": Preferences(write(root / "wishes", "preferences", wishes)),
     }
-
-
-@pytest.fixture
-def run(world: dict[str, Artifact], tmp_path: Path, heard: list[Event]) -> Run:
-    def carry_out(stage: Any, name: str = "a", **execution: Any) -> Any:
-        folder = tmp_path / name
-        (folder / "out").mkdir(parents=True, exist_ok=True)
-        (folder / "work").mkdir(exist_ok=True)
-        job = Job(
-            name=name, out=folder / "out", work=folder / "work", seed=0, execution=Execution(**execution),
-            events=Emitter(name, 0, heard.append), inputs=world,
-        )  # fmt: skip
-        return stage.run(job)
-
-    return carry_out
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

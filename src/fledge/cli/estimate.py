@@ -20,18 +20,10 @@ from fledge.core.units import parse_count, show_bytes, show_count, show_seconds
 from fledge.training.estimation.duration import UTILISATION, Price, cost_of, price_of, seconds_of
 from fledge.training.estimation.fit import changes_that_fit
 from fledge.training.estimation.flops import flops_per_token
-from fledge.training.estimation.memory import (
-    CARD,
-    Memory,
-    Plan,
-    devices_of,
-    inference_memory,
-    layout_named,
-    memory_of,
-    traffic_per_step,
-)
+from fledge.training.estimation.memory import CARD, Memory, inference_memory, memory_of, traffic_per_step
 from fledge.training.estimation.network import Network
 from fledge.training.estimation.optimal import BESIROGLU, by_ratio
+from fledge.training.estimation.plan import Plan, devices_of, layout_named
 from fledge.training.estimation.rules import rules_of
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from fledge.cli.console import Console, plan_summary, plan_table
+from fledge.cli.view import print_forecasts, print_summary
 from fledge.core.language import t
 from fledge.core.launch import Launched
 from fledge.core.listeners import chosen, open_listeners
@@ -45,6 +46,7 @@ def carry_out(
             if trouble := getattr(listener, "trouble", ""):
                 name = type(listener).__name__
                 console.rich.print(t("{program} heard no more: {reason}", program=name, reason=trouble), style="yellow")
+    print_forecasts(recipe.name, {step.name for step in plan.to_make}, store, console.rich)
     if len(recipe.nodes) > 1:
         _report(plan, store, console)
     return paths
@@ -57,8 +59,6 @@ def interrupted(signum: int, frame: object) -> None:
 
 def _report(plan: Plan, store: Store, console: Console) -> None:
     """Write the report where something new was made (in a process of its own: plotting is slow to import)."""
-    from fledge.cli.view import print_summary
-
     folder = store.runs / plan.recipe.name
     if plan.to_make or not (folder / "report.html").exists():
         with console.rich.status(t("writing the report")):

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,36 @@ def print_summary(run: str, store: Store, console: Console) -> None:
     if models:
         console.print(t("model:  {path}", path=models[-1].path))
         console.print(t("talk to it: fledge chat {run}   in a browser: fledge serve {run}", run=run))
+
+
+def print_forecasts(run: str, made: Collection[str], store: Store, console: Console) -> None:
+    """Of every training that was made: the memory and the time that it took, and what was predicted; a line each."""
+    for row in store.db.stages(run):
+        if row.name in made:
+            for line in forecasts(_stage_view(row)):
+                console.print(line, style="dim")
+
+
+def forecasts(stage: StageView) -> list[str]:
+    """`base: 1.61 GB of memory (predicted: 1.68 GB), 12 min of training (predicted: 11 min)`, for every training of a
+    stage. One that was over before its pace was known has no prediction of its time."""
+    told: dict[tuple[float | None, ...], str] = {}  # a training that made two models is told once
+    several = len({output.get("metrics", {}).get(FORECAST[0]) for output in stage.outputs.values()}) > 1
+    for part, output in stage.outputs.items():
+        size, expected, took, awaited = found = tuple(output.get("metrics", {}).get(key) for key in FORECAST)
+        if size is None or expected is None or found in told:
+            continue
+        name = f"{stage.name}.{part}" if several else stage.name
+        line = t("{stage}: {measured} of memory (predicted: {predicted})",
+                 stage=name, measured=show_bytes(size), predicted=show_bytes(expected))  # fmt: skip
+        if took is not None and awaited is not None:
+            line += t(", {measured} of training (predicted: {predicted})",
+                      measured=show_seconds(took), predicted=show_seconds(awaited))  # fmt: skip
+        told[found] = line
+    return list(told.values())
+
+
+FORECAST = ("measured_memory", "predicted_memory", "measured_seconds", "predicted_seconds")
 
 
 def list_runs(as_json: bool) -> None:

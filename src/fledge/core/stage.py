@@ -123,6 +123,16 @@ class Layout(Config):
             )  # fmt: skip
         return self.model_copy(update={"replicate": self.replicate or left, "shard": self.shard or left})
 
+    def needing_more(self, found: str) -> Iterator[Problem]:
+        """What speaks against it where a loss needs more than the last hidden state of every token."""
+        for key, what in (
+            ("pipeline", t("this stage needs more than the last layers give: it cannot be a pipeline")),
+            ("context", t("this stage's loss needs whole rows: their tokens cannot be divided")),
+        ):
+            if getattr(self, key) > 1:
+                fix = t("divide by shard or tensor instead")
+                yield Problem(what, where=f"execution.layout.{key}", found=found, fix=fix)
+
 
 def _named_layout(value: object) -> object:
     """`layout: zero3` instead of the numbers; anything unknown is left for the schema to refuse."""
@@ -253,20 +263,8 @@ class Stage(Config):
             except FledgeError as error:
                 yield from error.problems
                 return
-            if layout.pipeline > 1 and not self.pipelines:
-                yield Problem(
-                    t("this stage needs more than the last layers give: it cannot be a pipeline"),
-                    where="execution.layout.pipeline",
-                    found=str(layout.pipeline),
-                    fix=t("divide by shard or tensor instead"),
-                )
-            if layout.context > 1 and not self.pipelines:
-                yield Problem(
-                    t("this stage's loss needs whole rows: their tokens cannot be divided"),
-                    where="execution.layout.context",
-                    found=str(layout.context),
-                    fix=t("divide by shard or tensor instead"),
-                )
+            if not self.pipelines:
+                yield from layout.needing_more(self.use)
 
     def references(self) -> dict[str, Ref[Any]]:
         """Every reference in the config by its dotted key."""

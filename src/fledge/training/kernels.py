@@ -21,7 +21,7 @@ FITS = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "glm", "glm4", "
 PARTS = "fledge_context"
 """The attention of models that read parts of rows (`layout.context`): it stays as it is."""
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 @contextmanager
@@ -52,10 +52,14 @@ def fast_kernels(models: Iterable[Any], device: str, dtype: str = "bfloat16") ->
 
 @cache
 def keep_freed_memory() -> None:
-    """Tell the allocator to keep what is freed, for the rest of this process. Nothing happens outside glibc."""
+    """Tell the allocator to keep what is freed, for the rest of this process. Nothing happens outside glibc.
+
+    Pieces of 32 MB and more (the most that glibc allows to say) still go back: where row lengths vary from step to
+    step, they would find no hole that fits, and the memory would grow by one of them after another.
+    """
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # musl has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_MMAP_MAX, 0)
+        mallopt(_MMAP_THRESHOLD, 2**25)

@@ -35,9 +35,6 @@ from fledge.training.search.usual import advice
 from fledge.training.settings import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, TrainSettings, flops_per_token
 from fledge.training.strategies.settings import EWC, Forgetting, Replay
 
-FLOPS = 80e9  # a second and core, until this machine has been measured
-TOKENS_A_ROW = 150  # of a conversation, where nothing is known
-
 
 class PretrainSettings(TrainSettings):
     """Settings for a model from scratch."""
@@ -135,13 +132,17 @@ class Pretrain(Stage, use="train.pretrain", version=2):
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         shape = self.model.resolve(needs.vocabulary_of(sizes[self.tokenizer.text]), self.seq_len)
         flops = shape.training_flops(self.tokens, self.seq_len)
-        seconds = flops / needs.rate(machine, "train.flops", FLOPS)
+        seconds = flops / needs.rate(machine, "train.flops", needs.FLOPS)
         text = sum(sizes[ref.text].bytes for ref in self.data)
         other = 15 + text / 2e6 + 4 * len(self.held_out)
         made = Size(parameters=shape.parameters, bytes=4 * shape.parameters)
+        network, causal = Network.of_shape(shape), isinstance(self.objective, Causal)
+        if isinstance(self.objective, ReplacedToken):
+            network = needs.with_generator(network, shape, self.objective.generator)
         plan = needs.plan_of(
-            Network.of_shape(shape), self.train, machine, sequence=self.seq_len, flops=flops, packed=True
-        )
+            network, self.train, machine, sequence=self.seq_len, flops=flops * causal, packed=True,
+            written=needs.written(self.objective, self.seq_len),
+        )  # fmt: skip
         return needs.estimate_of(
             plan, machine, flops=flops, seconds=(0.7 * seconds + other, 2 * seconds + 2 * other),
             disk=4 * shape.parameters, sizes=dict.fromkeys(self.output_kinds(), made), beside=10 * text,
@@ -218,9 +219,15 @@ class Continue(Stage, use="train.continue", version=1):
         yield from advice("continue", self.train, sizes[self.model.text].parameters, self.lora is not None)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        settings = self.train.model_copy(update={"steps": self.steps, "max_length": self.seq_len})
-        rows = max(1.0, self.seq_len / TOKENS_A_ROW)  # each is as long as so many conversations
-        return _estimate(sizes[self.model.text], 0, rows, settings, self.lora, machine, adapters=True)
+        model = sizes[self.model.text]
+        network, rank = needs.network_of(model), self.lora.rank if self.lora else 0
+        flops = flops_per_token(network.parameters, rank > 0) * self.steps * self.train.batch_size * self.seq_len
+        causal = isinstance(self.objective, Causal) or (self.objective is None and needs.is_decoder(model))
+        plan = needs.plan_of(
+            network, self.train, machine, sequence=self.seq_len, flops=flops * causal, lora_rank=rank, packed=True,
+            written=needs.written(self.objective, self.seq_len, network.family), at_once=needs.CONTINUED,
+        )  # fmt: skip
+        return needs.tuning_estimate(plan, model, machine, flops, adapters=causal)
 
 
 class SFT(Stage, use="train.sft", version=2):
@@ -255,9 +262,9 @@ class SFT(Stage, use="train.sft", version=2):
         yield from advice("sft", self.train, sizes[self.model.text].parameters, self.lora is not None)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        rows = sum(sizes[ref.text].rows for ref in self.data)
+        rows, rank = sum(sizes[ref.text].rows for ref in self.data), self.lora.rank if self.lora else 0
         model, packed = sizes[self.model.text], self.packing
-        return _estimate(model, rows, 1, self.train, self.lora, machine, adapters=True, packed=packed)
+        return needs.tuned(model, rows, self.train, machine, lora_rank=rank, adapters=True, packed=packed)
 
 
 class RewardModelling(Stage, use="train.reward", version=2):
@@ -278,7 +285,8 @@ class RewardModelling(Stage, use="train.reward", version=2):
         yield from advice("reward", self.train, sizes[self.model.text].parameters)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        return _estimate(sizes[self.model.text], sizes[self.data.text].rows, 2, self.train, None, machine, pairs=True)
+        rows = sizes[self.data.text].rows
+        return needs.tuned(sizes[self.model.text], rows, self.train, machine, texts=2, objective="ranks")
 
 
 class DirectPreferences(Stage, use="train.dpo", version=2):
@@ -314,29 +322,5 @@ class DirectPreferences(Stage, use="train.dpo", version=2):
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         rows = sizes[self.data.text].rows * (4 / 3)  # the reference is asked once: a forward pass more
-        return _estimate(sizes[self.model.text], rows, 2, self.train, self.lora, machine, adapters=True, pairs=True)
-
-
-def _estimate(
-    model: Size, rows: float, answers: float, train: TrainSettings, lora: LoRA | None, machine: Any,
-    *, adapters: bool = False, pairs: bool = False, packed: bool = False,
-) -> Estimate:  # fmt: skip
-    """Time and memory for `rows` rows of `answers` texts each; conversations are guessed at 150 tokens.
-
-    `adapters`: whether the stage could train one instead; `pairs`: whether both answers are read at once.
-    """
-    parameters = model.parameters or 2.4e6
-    seen = train.steps * train.batch_size if train.steps else train.epochs * (rows or 2000)
-    tokens = seen * answers * min(train.max_length, TOKENS_A_ROW)
-    flops = flops_per_token(parameters, lora is not None) * tokens
-    seconds = flops / needs.rate(machine, "tune.flops", FLOPS)
-    disk = 0.02 * parameters * 4 if lora else 4 * parameters
-    made = Size(parameters=parameters, bytes=4 * parameters, config=model.config)
-    plan = needs.plan_of(
-        needs.network_of(model), train, machine, sequence=train.max_length, lora_rank=lora.rank if lora else 0,
-        objective="pairs" if pairs else "tokens", tuning=True, packed=packed,
-    )  # fmt: skip
-    return needs.estimate_of(
-        plan, machine, flops=flops, seconds=(8 + 0.5 * seconds, 20 + 2.5 * seconds), disk=disk, sizes={"": made},
-        adapters=adapters,
-    )  # fmt: skip
+        model, rank = sizes[self.model.text], self.lora.rank if self.lora else 0
+        return needs.tuned(model, rows, self.train, machine, lora_rank=rank, texts=2, objective="pairs", adapters=True)

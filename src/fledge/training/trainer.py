@@ -67,24 +67,9 @@ class Trainer:
     """set by SIGTERM"""
 
     def __post_init__(self) -> None:
-        if self.ranks.layout.pipeline > 1 and not self.objective.pipelines:
-            raise FledgeError(
-                Problem(
-                    t("this stage needs more than the last layers give: it cannot be a pipeline"),
-                    where="execution.layout.pipeline",
-                    found=type(self.objective).__name__,
-                    fix=t("divide by shard or tensor instead"),
-                )
-            )
-        if self.ranks.layout.context > 1 and not self.objective.pipelines:
-            raise FledgeError(
-                Problem(
-                    t("this stage's loss needs whole rows: their tokens cannot be divided"),
-                    where="execution.layout.context",
-                    found=type(self.objective).__name__,
-                    fix=t("divide by shard or tensor instead"),
-                )
-            )
+        problems = list(self.ranks.layout.needing_more(type(self.objective).__name__))
+        if problems and not self.objective.pipelines:
+            raise FledgeError(*problems)
         self.spread = Spread(self.models, self.objective.trainable, Ranks(), self.device)  # until `fit` divides them
 
     def fit(self) -> dict[str, Any]:

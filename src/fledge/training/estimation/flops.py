@@ -21,13 +21,14 @@ def flops_per_token(
 
     6 a multiplying weight and 12·L·d·s for attention; 4 a weight where the base is frozen (its own gradients are not
     made) and 6 for each of the `trained` parameters of an adapter; a third more where activations are computed again.
+    An encoder-decoder reads half of the tokens and writes the other half.
     """
-    attention = 12 * network.layers * network.attention_width * sequence
+    attention = 12 * (network.layers + 2 * network.decoder_layers) * network.attention_width * sequence
     weights = (4 if frozen_base else 6) * network.multiplying + 6 * trained * frozen_base
     total = weights + attention
     if recompute:  # one more pass forward through the layers, not through the output layer
         total += 2 * (network.matrices + trained * frozen_base) + attention / 3
-    return total
+    return total / 2 if network.decoder_layers else total
 
 
 def inference_flops_per_token(network: Network, context: float) -> float:

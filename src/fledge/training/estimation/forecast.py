@@ -1,9 +1,9 @@
 """Predicted against measured: what a training will take, said after its first step and its first twenty, and what it
 took. Kept in the artifact's metrics.
 
-Memory is predicted from the models, the first batch and the settings, on top of what the process held before; time
-from the pace of the first twenty steps. Both are measured: the process's resident memory (PyTorch's own count on a
-card), and the clock.
+Memory is predicted from the models, the settings and the longest of the first twenty batches, on top of what the
+process held before; time from the pace of these steps. Both are measured: the process's resident memory (PyTorch's
+own count on a card), and the clock.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch
 
 from fledge.core.language import t
 from fledge.core.units import show_bytes, show_seconds
-from fledge.training.estimation.memory import CPU, Plan, Surroundings, memory_of
+from fledge.training.estimation.memory import CPU, Surroundings, memory_of
 from fledge.training.estimation.network import Network
+from fledge.training.estimation.plan import Plan
 
 if TYPE_CHECKING:
+    from fledge.training.objective import Objective
     from fledge.training.trainer import Trainer
 
 PACE = 20
@@ -43,6 +45,7 @@ class Forecast:
             torch.cuda.reset_peak_memory_stats()
         self.before = resident(self.cuda)
         self.plan: Plan | None = None
+        self.shapes: set[tuple[int, ...]] = set()
         self.memory = self.peak = 0.0
         self.ended: list[float] = []
         self.seconds = 0.0
@@ -51,13 +54,20 @@ class Forecast:
         """A step was made; `done` of them in all."""
         self.ended.append(time.monotonic())
         self.peak = max(self.peak, resident(self.cuda, peak=True))
-        if len(self.ended) == 1:
+        if len(self.ended) <= PACE:
             self._predict_memory(batch)
         if len(self.ended) == PACE + 1 and done < self.trainer.steps:
             self._predict_time(done)
 
     def _predict_memory(self, batch: Mapping[str, Any]) -> None:
-        self.plan = plan_of(self.trainer, batch)
+        lengths = tuple(value.shape[-1] for value in _ids(batch))
+        if not lengths:
+            return
+        if lengths in self.shapes:
+            return
+        if not self.shapes or max(lengths) > max(map(max, self.shapes)):
+            self.plan = plan_of(self.trainer, batch)
+        self.shapes.add(lengths)
         if self.plan is None:
             return
         held = sum(p.numel() * p.element_size() for model in self.trainer.models.values() for p in model.parameters())
@@ -65,7 +75,8 @@ class Forecast:
             around = Surroundings(max(0.0, self.before - held), 0.0)
         else:
             around = replace(CPU, framework=max(0.0, self.before - held) + LAZY)
-            self.trainer.events.metric("rate/train.framework", around.framework)
+            if len(self.ended) == 1:
+                self.trainer.events.metric("rate/train.framework", around.framework)
         self.memory = memory_of(self.plan, around).total
 
     def _predict_time(self, done: int) -> None:
@@ -91,17 +102,21 @@ class Forecast:
 
 
 def plan_of(trainer: Trainer, batch: Mapping[str, Any]) -> Plan | None:
-    """The run as the estimates see it, from its models and its first batch; None where its shape is not known."""
+    """The run as the estimates see it, from its models and a batch; None where its shape is not known."""
     objective, settings = trainer.objective, trainer.settings
     model = trainer.models[objective.trainable[0]]
-    ids = [value for name, value in batch.items() if name.endswith("input_ids")]
-    if not hasattr(model, "config") or not ids or len(objective.trainable) > 1:
+    ids = _ids(batch)
+    if not hasattr(model, "config") or not ids or len(objective.trainable) > 1 or ids[0].ndim != 2:
         return None
     inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model
     base = sum(p.numel() for name, p in inner.named_parameters() if "lora_" not in name)
     network = Network.of_config(inner.config.to_dict(), base)
+    if (small := getattr(inner, "generator", None)) is not None:  # ELECTRA's: as if its narrower layers stood on top
+        share = small.config.hidden_size / network.hidden
+        network = replace(network, layers=round(network.layers * (1 + share)))
     mine = -(-len(ids[0]) // trainer.ranks.copies)
-    rows = trainer.micro_batch if trainer.micro_batch and objective.rows_independent else mine
+    at_once = trainer.micro_batch if objective.rows_independent else getattr(objective, "rows_at_once", 0)
+    rows = min(at_once or mine, mine)
     adapter = next(iter(model.peft_config.values())) if hasattr(model, "peft_config") else None
     places = batch.get("position_ids")
     packed = places is not None and "attention_mask" not in batch and int((places == 0).sum()) > len(places)
@@ -109,12 +124,27 @@ def plan_of(trainer: Trainer, batch: Mapping[str, Any]) -> Plan | None:
     frozen = [p for name in objective.frozen for p in trainer.models[name].parameters()]
     width = next(inner.parameters()).element_size()
     return Plan(
-        network, max(value.shape[-1] for value in ids), min(rows, mine),
+        network, max(value.shape[-1] for value in ids), rows,
         "fp32" if settings.dtype == "float32" else "autocast", settings.optimizer, trainer.ranks.layout,
         accumulated=rows < mine, lora_rank=getattr(adapter, "r", 0), base_bytes=float(width) if adapter else 0.0,
         frozen_models=sum(p.numel() * p.element_size() for p in frozen) / 4, compiled=compiled, packed=packed,
-        checkpointing=trainer.activation_checkpointing, objective="pairs" if len(ids) > 1 else "tokens",
+        checkpointing=trainer.activation_checkpointing, objective=_objective(objective, inner, len(ids)),
+        written=batch["labels"].shape[-1] if network.decoder_layers and "labels" in batch else 0,
+        scores=0.0 if torch.device(trainer.device).type == "cuda" else network.exact_scores,
     )  # fmt: skip
+
+
+def _ids(batch: Mapping[str, Any]) -> list[Any]:
+    """The tokens of every text of a row; what a decoder beside an encoder writes is no text of its own."""
+    return [value for name, value in batch.items() if name.rpartition(".")[2] == "input_ids"]
+
+
+def _objective(objective: Objective, model: Any, sides: int) -> Any:
+    """How many forward passes are kept, and whether there is an output layer over the vocabulary."""
+    if hasattr(objective, "rows_at_once"):
+        return "texts"
+    whole = model.get_output_embeddings() is not None
+    return ("pairs" if whole else "ranks") if sides > 1 else ("tokens" if whole else "labels")
 
 
 def resident(cuda: bool = False, peak: bool = False) -> float:

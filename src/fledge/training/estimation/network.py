@@ -24,12 +24,14 @@ from fledge.models.shape import ModelShape
 _LLAMA = ("llama", "mistral", "mixtral", "ministral", "qwen2", "qwen3", "phi3", "glm", "glm4", "olmo2", "granite")
 GATED = frozenset({*_LLAMA, "gemma", "gemma2", "gemma3", "gemma3_text", "baichuan", "internlm2", "cohere", "smollm3"})
 """`model_type`s whose feed-forward layer has three matrices (SwiGLU, GeGLU)."""
+MODEL_TYPES = {"baichuan": "llama", "deberta-v3": "deberta-v2"}
+"""Families of `models.families` whose class has another name in transformers."""
 PACKAGED_VOCABULARY = 32_000  # where a size is given and no vocabulary
 
 
 @dataclass(frozen=True)
 class Network:
-    """A decoder or an encoder: `layers` alike, `heads` of `head_dim`, a feed-forward layer `intermediate` wide."""
+    """A decoder, an encoder or both: layers alike, `heads` of `head_dim`, a feed-forward layer `intermediate` wide."""
 
     layers: int
     hidden: int
@@ -47,6 +49,12 @@ class Network:
     """biases of Q, K and V beside LLaMA's shape (Qwen2)"""
     qk_norm: bool = False
     """a norm of each head's Q and K (Qwen3)"""
+    decoder_layers: int = 0
+    """of an encoder-decoder: the decoder's, each with a second attention to what the encoder has read"""
+    family: str = "llama"
+    """the `model_type` of transformers, by which a layer keeps more or less"""
+    exact_scores: float = 0.0
+    """bytes that attention on a CPU keeps of a head for every query and key: see `exact_scores`"""
     counted: int = 0
     """parameters as counted in the model itself or said by the user; 0: what the closed form gives"""
 
@@ -76,6 +84,11 @@ class Network:
         return self.layer_matrices + biases + 4 * self.hidden
 
     @property
+    def cross_matrices(self) -> int:
+        """Parameters of the matrices with which a decoder's layer looks at what the encoder has read."""
+        return 2 * self.hidden * (self.attention_width + self.kv_width)
+
+    @property
     def embedding_parameters(self) -> int:
         """The tables that are looked up, and the output layer where it is not tied."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.positions * self.hidden
@@ -83,14 +96,16 @@ class Network:
     @property
     def parameters(self) -> int:
         """All parameters."""
-        closed = self.layers * self.layer_parameters + self.embedding_parameters + self.hidden * (2 - self.gated)
-        return self.counted or closed
+        layers = self.layers * self.layer_parameters
+        layers += self.decoder_layers * (self.layer_parameters + self.cross_matrices)
+        return self.counted or layers + self.embedding_parameters + self.hidden * (2 - self.gated)
 
     @property
     def matrices(self) -> int:
         """Parameters inside the layers' matrices: what Muon trains, what LoRA adapts, what autocast copies."""
         closed = replace(self, counted=0).parameters
-        return round(self.layers * self.layer_matrices * self.parameters / closed)
+        inner = (self.layers + self.decoder_layers) * self.layer_matrices + self.decoder_layers * self.cross_matrices
+        return round(inner * self.parameters / closed)
 
     @property
     def multiplying(self) -> int:
@@ -101,21 +116,27 @@ class Network:
         """Parameters of a low-rank adapter on all linear layers: Σ r · (d + k)."""
         d, q, kv, f = self.hidden, self.attention_width, self.kv_width, self.intermediate
         shapes = [(d, q), (q, d), (d, kv), (d, kv), *([(d, f)] * (2 if self.gated else 1)), (f, d)]
-        return self.layers * sum(rank * (a + b) for a, b in shapes)
+        cross = [(d, q), (q, d), (d, kv), (d, kv)]
+        a_layer, beside = (sum(rank * (a + b) for a, b in pairs) for pairs in (shapes, cross))
+        return (self.layers + self.decoder_layers) * a_layer + self.decoder_layers * beside
 
     def kv_cache_bytes(self, tokens: float, rows: int = 1, width: float = 2) -> float:
         """Keys and values kept while text is written: 2 · L · n_kv · d_head · tokens · rows · bytes a number."""
-        return 2 * self.layers * self.kv_width * tokens * rows * width
+        layers = 2 * self.decoder_layers or self.layers  # a decoder beside an encoder keeps those of both attentions
+        return 2 * layers * self.kv_width * tokens * rows * width
 
     @classmethod
     def of_shape(cls, shape: Architecture) -> Network:
-        """From an architecture of any family; the layers of an encoder and a decoder count as one stack."""
+        """From an architecture of any family."""
+        family = MODEL_TYPES.get(shape.family, shape.family)
+        dropped = shape.dropout.get("hidden" if family == "t5" else "attention")
         learned = shape.positions in ("learned", "sinusoidal")
         return cls(
-            layers=shape.layers + shape.decoder_layers, hidden=shape.hidden, heads=shape.heads, kv_heads=shape.kv_heads,
+            layers=shape.layers, hidden=shape.hidden, heads=shape.heads, kv_heads=shape.kv_heads,
             head_dim=shape.head_dim, intermediate=shape.intermediate, vocabulary=shape.vocab_size,
             gated=shape.about.gated, positions=shape.context if learned else 0, tied=shape.tie_embeddings,
-            counted=shape.parameters,
+            counted=shape.parameters, decoder_layers=shape.decoder_layers, family=family,
+            exact_scores=exact_scores(family, dropped),
         )  # fmt: skip
 
     @classmethod
@@ -154,7 +175,8 @@ class Network:
         context = first("max_position_embeddings", "n_positions") or 0
         learned = kind in ("gpt2", "bert", "roberta", "electra", "bart", "opt", "gpt_neo")
         return cls(
-            layers=int(layers) + int(config.get("num_decoder_layers") or config.get("decoder_layers") or 0),
+            layers=int(layers), decoder_layers=_decoder_layers(config, int(layers)), family=kind,
+            exact_scores=exact_scores(kind, first("attention_probs_dropout_prob", "attention_dropout", "dropout_rate")),
             hidden=int(hidden), heads=int(heads), kv_heads=int(first("num_key_value_heads") or heads),
             head_dim=int(first("head_dim", "d_kv") or hidden // heads),
             intermediate=int(first("intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim") or 4 * hidden),
@@ -178,6 +200,28 @@ class Network:
                 fix=did_you_mean(name, KNOWN),
             )
         )
+
+
+def exact_scores(family: str, dropout: float | None) -> float:
+    """Bytes that attention on a CPU keeps of a head for every query and key; `dropout` None: the family's own.
+
+    None where no probability is dropped out, as the kernel then holds a block of them at a time; else the
+    probabilities in fp32, the mask, and those that are left. T5 learns a bias of the scores, and DeBERTa's are sums of
+    three, with the places from which two are gathered.
+    """
+    if family.startswith("deberta"):
+        return 22.0
+    if family in ("t5", "mt5", "umt5"):
+        return 4.0 if dropout == 0 else 12.0
+    usual = 0.1 if family in ("bert", "roberta", "xlm-roberta", "camembert", "electra") else 0.0
+    return 12.0 if (usual if dropout is None else dropout) else 0.0
+
+
+def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
+    """Layers of the decoder beside an encoder."""
+    if not config.get("is_encoder_decoder"):
+        return 0
+    return int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
 
 
 def _llama(

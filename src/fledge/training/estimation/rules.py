@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fledge.core.language import t
+from fledge.training.estimation.activations import megatron_activations
 from fledge.training.estimation.flops import flops_per_token
-from fledge.training.estimation.memory import ALONE, Plan, megatron_activations, memory_of
+from fledge.training.estimation.memory import memory_of
+from fledge.training.estimation.plan import ALONE, Plan
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fledge.models.architecture import Architecture
 
 WHERE = "execution.layout"
+GROWING = ("dynamic", "longrope")
+"""Kinds of scaling of rotary positions that look at the longest text at hand."""
 CONTEXT_DEVICES = {"cuda", "auto"}
 """Kinds of devices on which the tokens of a row are divided; `auto` is asked again when it is known."""
 
@@ -35,11 +37,14 @@ class Facts:
     kv_heads: int
     intermediate: int
     quantized: bool = False
+    growing: bool = False
+    """whether rotary positions depend on the longest text at hand"""
 
     @classmethod
     def of_shape(cls, shape: Architecture) -> Facts:
         """Those of a model that is to be built."""
-        return cls(shape.family, shape.layers, shape.heads, shape.kv_heads, shape.intermediate)
+        growing = (shape.rope_scaling or {}).get("rope_type") in GROWING
+        return cls(shape.family, shape.layers, shape.heads, shape.kv_heads, shape.intermediate, growing=growing)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Facts:
@@ -48,11 +53,12 @@ class Facts:
         def first(*names: str, default: int = 0) -> int:
             return next((int(config[name]) for name in names if config.get(name)), default)
 
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         heads, hidden = first("num_attention_heads", "n_head"), first("hidden_size", "n_embd", "d_model")
         return cls(
             str(config.get("model_type", "")), first("num_hidden_layers", "n_layer", "num_layers"), heads,
             first("num_key_value_heads", default=heads), first("intermediate_size", "n_inner", default=4 * hidden),
-            "quantization_config" in config,
+            "quantization_config" in config, rope.get("rope_type", rope.get("type")) in GROWING,
         )  # fmt: skip
 
 
@@ -94,8 +100,8 @@ def check_layout(
         yield from _tensor(facts, layout.tensor)
     if layout.pipeline > 1:
         yield from _pipeline(facts, layout)
-    if layout.context > 1 and facts.family not in FAMILIES:
-        yield _unknown(facts.family, "context")
+    if layout.context > 1:
+        yield from _context(facts)
 
 
 def require_layout(folder: Path, execution: Execution, processes: int, optimizer: str = "adamw") -> None:
@@ -119,7 +125,10 @@ def check_device(layout: Layout, device: str) -> Iterator[Problem]:
             t("the tokens of a row are divided on graphics cards only"),
             where=f"{WHERE}.context",
             found=f"device: {device}",
-            fix=t("processors share one memory, and nothing would be saved: divide by shard or tensor"),
+            fix=t(
+                "attention on processors is made for whole rows: divide by shard, or by tensor, which divides the"
+                " sequence outside attention"
+            ),
         )
 
 
@@ -153,6 +162,18 @@ def _pipeline(facts: Facts, layout: Layout) -> Iterator[Problem]:
             where=f"{WHERE}.pipeline",
             found=t("{layers} layers, {stages} stages", layers=facts.layers, stages=stages),
             fix=t("take fewer stages; interleaved and zero_bubble give each process two"),
+        )
+
+
+def _context(facts: Facts) -> Iterator[Problem]:
+    if facts.family not in FAMILIES:
+        yield _unknown(facts.family, "context")
+    elif facts.growing:
+        yield Problem(
+            t("these rotary positions depend on the longest text at hand, which no part of a row knows"),
+            where=f"{WHERE}.context",
+            found=listing(list(GROWING)),
+            fix=t("divide by shard, or extend the context with yarn or linear"),
         )
 
 

@@ -21,8 +21,8 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import _functional_collectives as collectives
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -145,16 +145,14 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, parts: Parts) -> Tensor:
         ctx.parts = parts
-        gathered = part.new_empty(parts.count, *part.shape)
-        dist.all_gather_into_tensor(gathered.flatten(0, 1), part.contiguous(), group=parts.group)
-        return parts.in_order(gathered)
+        gathered = collectives.all_gather_tensor(part.contiguous(), 0, parts.group)
+        return parts.in_order(collectives.wait_tensor(gathered).unflatten(0, (parts.count, -1)))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         summands = ctx.parts.by_process(upstream).to(torch.promote_types(upstream.dtype, torch.float32))
-        part = torch.empty_like(summands[0])
-        dist.reduce_scatter_tensor(part, summands.flatten(0, 1).contiguous(), group=ctx.parts.group)
-        return part.to(upstream.dtype), None
+        part = collectives.reduce_scatter_tensor(summands.flatten(0, 1).contiguous(), "sum", 0, ctx.parts.group)
+        return collectives.wait_tensor(part).to(upstream.dtype), None
 
 
 AttentionMaskInterface.register(NAME, lambda *args, **rest: None)

@@ -97,7 +97,7 @@ def _without_shard(parameter: Any) -> int:
         return int(parameter.numel())
     here = parameter.to_local().numel()
     for name, place in zip(parameter.device_mesh.mesh_dim_names or (), parameter.placements, strict=True):
-        if name in ("shard", "sharded") and place.is_shard():
+        if name == "shard" and place.is_shard():
             here *= parameter.device_mesh[name].size()
     return int(min(here, parameter.numel()))
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -96,12 +97,11 @@ class Spread:
                 put_on(model, self.parts)
             compile_like(model, models[name])
         if self.ranks.sharded > 1:
-            name = "shard"
-            if layout.context > 1:
-                name = "sharded"
-                mesh["shard", "context"]._flatten(name)
+            if layout.context > 1:  # neither tensor nor pipeline is beside it
+                sizes = (layout.replicate, self.ranks.sharded)
+                mesh = init_device_mesh(mesh.device_type, sizes, mesh_dim_names=("replicate", "shard"))
             for run in runs:
-                _shard(run, mesh["replicate", name] if layout.replicate > 1 else mesh[name], layout.zero)
+                _shard(run, mesh["replicate", "shard"] if layout.replicate > 1 else mesh["shard"], layout.zero)
         self.models = {**models, **dict(self.held)}
         self.run = runs[0]
         if layout.pipeline > 1:

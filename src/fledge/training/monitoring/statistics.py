@@ -16,7 +16,7 @@ gradients and weights that are divided among processes are put together first.
   is 0 for every token;
 - `near_limit`: the share of the layer's output above half of what the run's format can hold (fp16: 32,752);
 - `attention_logit_max` and `attention_entropy` (nats, the mean over heads and queries) of a layer's attention, for the
-  last 256 tokens of the first row; not where layers are compiled.
+  last 256 tokens of the first row; not where layers are compiled, nor where `context` divides the rows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fledge.training.kernels import PARTS
 
 EMBEDDINGS, REST = "embeddings", "rest"
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)(?=\.|$)")
@@ -232,12 +234,13 @@ QUERIES = 256  # of a row, whose attention is looked at
 def listen_to_attention(model: Any, hear: Callable[[int, Tensor, Tensor], None]) -> Callable[[], None] | None:
     """Have `hear(layer, logits, seen)` called for the first row of every self-attention of `model`; how to stop it.
 
-    None where the attention is not one of transformers' functions, so that nobody can be asked.
+    None where the attention is not one of transformers' functions, so that nobody can be asked, and where rows are
+    divided: a part does not have the keys.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as FUNCTIONS
 
     name = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if name is None or name not in list(FUNCTIONS):
+    if name is None or name == PARTS or name not in list(FUNCTIONS):
         return None
     before = FUNCTIONS[name]
     own = name in FUNCTIONS._local_mapping

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from fledge.core.language import t
 from fledge.core.reference import Ref
 from fledge.core.stage import Config, Estimate, Size, Stage
 from fledge.core.units import Count
+from fledge.training.estimation import needs
 from fledge.training.search.stages import TrainingStage
 
 
@@ -85,7 +87,5 @@ class Scaling(Stage, use="search.scaling", version=1):
         from fledge.training.scaling.runs import all_runs
 
         found = [stage.estimate(sizes, machine) for _, stage in all_runs(self)]
-        seconds = sum(e.seconds[0] for e in found), sum(e.seconds[1] for e in found)
-        low, high = (max((e.memory[i] for e in found), default=1e9) for i in range(2))
-        worst = next((e.too_large for e in found if e.too_large), None)
-        return Estimate((2 + seconds[0], 10 + seconds[1]), (low, high), 1e6, too_large=worst)
+        seconds = 2 + sum(e.seconds[0] for e in found), 10 + sum(e.seconds[1] for e in found)
+        return replace(needs.hungriest(found), seconds=seconds, disk=1e6, sizes={})

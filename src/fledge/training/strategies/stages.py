@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Self, get_origin
 
 from pydantic import Field, model_validator
@@ -14,6 +15,7 @@ from fledge.core.job import Job
 from fledge.core.language import t
 from fledge.core.reference import Ref
 from fledge.core.stage import Estimate, Execution, Size, Stage, all_stages
+from fledge.training.estimation import needs
 
 GIVEN = ("data", "held_out")
 """The keys that every fold fills in."""
@@ -112,12 +114,10 @@ class CrossValidate(Stage, use="train.cross_validate", version=1):
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         found = [built.estimate(sizes, machine) for fold in range(len(self.learn)) if (built := self.inner(fold)[0])]
         made = {str(number): each.sizes.get("", Size()) for number, each in enumerate(found, 1)}
-        return Estimate(
-            (sum(each.seconds[0] for each in found), sum(each.seconds[1] for each in found)),
-            max((each.memory for each in found), default=(0.3e9, 0.6e9)),
-            2 * sum(each.disk for each in found),
-            made,
-        )
+        return replace(
+            needs.hungriest(found), disk=2 * sum(each.disk for each in found), sizes=made,
+            seconds=(sum(each.seconds[0] for each in found), sum(each.seconds[1] for each in found)),
+        )  # fmt: skip
 
 
 def _takes_folds(stage: type[Stage]) -> bool:

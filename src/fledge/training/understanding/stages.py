@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -23,10 +24,10 @@ from fledge.core.language import t
 from fledge.core.reference import Ref
 from fledge.core.stage import Estimate, Execution, Size, Stage
 from fledge.models.adapters import LoRA
+from fledge.training.estimation import needs
 from fledge.training.search.usual import advice
 from fledge.training.settings import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, TrainSettings, flops_per_token
 
-FLOPS = 80e9  # a second and core, until this machine has been measured
 TOKENS_A_ROW = 100  # of a text, where nothing is known
 
 MODEL = "what to start from: a language model or an encoder"
@@ -82,6 +83,15 @@ class TaskStage(Stage):
                 )
         yield from problems
 
+    def task_estimate(self, sizes: Mapping[str, Size], machine: Any, objective: str, texts: int = 1) -> Estimate:
+        """Time and memory for the rows of `data`, of so many texts each."""
+        asked: Any = self
+        rows = sum(sizes[ref.text].rows for ref in asked.data)
+        return needs.tuned(
+            sizes[asked.model.text], rows, asked.train, machine, lora_rank=asked.lora.rank if asked.lora else 0,
+            texts=texts, mean=TOKENS_A_ROW, objective=objective, adapters=True,
+        )  # fmt: skip
+
 
 class Classify(TaskStage, use="train.classify", version=1):
     """A model that puts texts into classes; accuracy and F1 on held-out texts."""
@@ -104,8 +114,7 @@ class Classify(TaskStage, use="train.classify", version=1):
         return classify(self, job)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        rows = sum(sizes[ref.text].rows for ref in self.data)
-        return _estimate(sizes[self.model.text], rows, 1, self.train, self.lora, machine)
+        return self.task_estimate(sizes, machine, "labels")
 
     def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
         yield from advice("classify", self.train, sizes[self.model.text].parameters, self.lora is not None)
@@ -130,8 +139,7 @@ class Tag(TaskStage, use="train.tag", version=1):
         return tag(self, job)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        rows = sum(sizes[ref.text].rows for ref in self.data)
-        return _estimate(sizes[self.model.text], rows, 1, self.train, self.lora, machine)
+        return self.task_estimate(sizes, machine, "labels")
 
     def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
         yield from advice("tag", self.train, sizes[self.model.text].parameters, self.lora is not None)
@@ -165,8 +173,7 @@ class Embed(TaskStage, use="train.embed", version=1):
         return embed(self, job)
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        rows = sum(sizes[ref.text].rows for ref in self.data)
-        return _estimate(sizes[self.model.text], rows, 2, self.train, self.lora, machine)
+        return self.task_estimate(sizes, machine, "texts", texts=2)
 
     def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
         yield from advice("embed", self.train, sizes[self.model.text].parameters, self.lora is not None)
@@ -218,21 +225,19 @@ class Meta(TaskStage, use="train.meta", version=1):
             yield Problem(t("a task needs at least two classes"), where="ways", found=str(self.ways))
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
-        steps = self.train.steps or 200
-        rows = steps * self.train.batch_size * self.inner_steps * self.inner_batch
-        return _estimate(sizes[self.model.text], rows, 1, self.train.model_copy(update={"steps": None}), None, machine)
+        model, train = sizes[self.model.text], self.train
+        network = needs.network_of(model)
+        rows = (train.steps or 200) * train.batch_size * self.inner_steps * self.inner_batch
+        flops = flops_per_token(network.parameters, False) * rows * min(train.max_length, TOKENS_A_ROW)
+        copies = 4 if self.inner_optimizer == "adam" else 2  # of the task, of what all have learned, and two moments
+        objective = "labels" if self.learn == "classes" else "tokens"
+        plan = needs.plan_of(
+            network, train, machine, sequence=train.max_length, rows=self.inner_batch, objective=objective,
+            frozen=copies * network.parameters,
+        )  # fmt: skip
+        return needs.tuning_estimate(
+            replace(plan, micro_batch=self.inner_batch, accumulated=False), model, machine, flops, rows="inner_batch"
+        )
 
     def advice(self, sizes: Mapping[str, Size]) -> Iterator[str]:
         yield from advice("meta", self.train, sizes[self.model.text].parameters, False)
-
-
-def _estimate(model: Size, rows: float, texts: int, train: TrainSettings, lora: LoRA | None, machine: Any) -> Estimate:
-    """Time and memory for `rows` rows of `texts` texts each."""
-    parameters = model.parameters or 2.4e6
-    seen = train.steps * train.batch_size if train.steps else train.epochs * (rows or 2000)
-    tokens = seen * texts * min(train.max_length, TOKENS_A_ROW)
-    seconds = flops_per_token(parameters, lora is not None) * tokens / machine.rate("tune.flops", FLOPS)
-    held = (4 if lora and train.dtype == "float32" else 2.5 if lora else 16) * parameters
-    disk = 0.02 * parameters * 4 if lora else 4 * parameters
-    made = Size(parameters=parameters, bytes=4 * parameters)
-    return Estimate((8 + 0.5 * seconds, 20 + 2.5 * seconds), (0.6e9 + held, 1.5e9 + 1.5 * held), disk, {"": made})
