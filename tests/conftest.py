@@ -54,3 +54,11 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test starts with an empty store."""
     monkeypatch.setenv("FLEDGE_HOME", str(tmp_path / ".fledge"))
+
+
+LONGEST = ("test_adapt.py", "test_hatch.py", "test_layouts.py", "test_scale_out.py", "test_checkpoints_divided.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes come first: begun last, they would keep one worker while the other has nothing."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

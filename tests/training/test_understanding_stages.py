@@ -345,7 +345,7 @@ def test_meta_learning_makes_a_new_task_easier(run: Run, world: dict[str, Artifa
     assert type(made) is TaskModel
     gained = metrics["few_shot_accuracy"] - metrics["plain_few_shot_accuracy"]
     assert gained > 0.12 > 2 * metrics["few_shot_accuracy_error"], metrics
-    assert metrics["few_shot_loss"] < 0.7 * metrics["plain_few_shot_loss"]
+    assert metrics["few_shot_loss"] < 0.8 * metrics["plain_few_shot_loss"]
     assert AutoModelForSequenceClassification.from_pretrained(made.path).config.num_labels == 2
     small = [run(Meta(**given, train={**train, "steps": 3}), name).path / "model.safetensors" for name in "bc"]
     assert small[0].read_bytes() == small[1].read_bytes()
