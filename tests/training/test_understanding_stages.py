@@ -337,15 +337,15 @@ def test_meta_learning_makes_a_new_task_easier(run: Run, world: dict[str, Artifa
     world["hidden_unseen"] = Labelled(write(tmp_path / "hidden_unseen", "labelled", hidden(120, 2)))
     given: dict[str, Any] = {
         "model": "llama", "data": "hidden", "ways": 2, "shots": 6, "inner_steps": 6, "inner_batch": 12,
-        "inner_lr": 3e-3, "test_tasks": 16, "test_steps": 6, "test_queries": 6,
+        "inner_lr": 3e-3, "test_tasks": 48, "test_steps": 6, "test_queries": 6,
     }  # fmt: skip
     train = {"batch_size": 2, "lr": 0.7, "dtype": "float32", "log_every": 10}
-    made = run(Meta(**given, held_out="hidden_unseen", train={**train, "steps": 70}))
+    made = run(Meta(**given, held_out="hidden_unseen", train={**train, "steps": 140}))
     metrics = made.metrics
     assert type(made) is TaskModel
     gained = metrics["few_shot_accuracy"] - metrics["plain_few_shot_accuracy"]
     assert gained > 0.12 > 2 * metrics["few_shot_accuracy_error"], metrics
-    assert metrics["few_shot_loss"] < 0.8 * metrics["plain_few_shot_loss"]
+    assert metrics["few_shot_loss"] < 0.7 * metrics["plain_few_shot_loss"]
     assert AutoModelForSequenceClassification.from_pretrained(made.path).config.num_labels == 2
     small = [run(Meta(**given, train={**train, "steps": 3}), name).path / "model.safetensors" for name in "bc"]
     assert small[0].read_bytes() == small[1].read_bytes()
