@@ -377,6 +377,20 @@ def test_the_longest_of_the_first_batches_counts(events: Emitter) -> None:
     assert predicted == [64, 64, 128, 128]
 
 
+def test_time_is_predicted_from_the_pace_of_the_steps_that_are_warm(
+    events: Emitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4))  # fmt: skip
+    forecast = Forecast(Trainer(CausalLM(), {"model": model}, _Source(), TrainSettings(lr=1e-3), 40, 0, events))
+    ends = iter([0.0, 9.0, 15.0, *(15.0 + 2.0 * n for n in range(1, 38))])  # two slow steps, then two seconds each
+    monkeypatch.setattr("fledge.training.estimation.forecast.time.monotonic", lambda: next(ends))
+    for step in range(1, 41):
+        forecast.step(step, _Source().batch(step))
+    told = forecast.summary()
+    assert told["predicted_seconds"] == told["measured_seconds"] == 15 + 2 * 37
+
+
 def test_rules_of_thumb_stand_beside_our_numbers() -> None:
     rules = {rule.name: rule for rule in rules_of(Plan(KNOWN["llama-7b"], 2048, 1, "mixed"), 1e12)}
     assert rules["P = L(4d² + d·V)"].theirs == 32 * (4 * 4096**2 + 4096 * 32_000)
