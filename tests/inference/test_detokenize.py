@@ -60,6 +60,68 @@ def test_spaces_of_a_metaspace_tokenizer_survive() -> None:
     assert "".join(detokenizer.add([id]) for id in ids) == "the cat sat"
 
 
+def byte_fallback() -> Tokenizer:
+    """LLaMA's manner: pieces with ▁ for a space, bytes for what has no piece, the first space stripped."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "▁", "▁Hello", "▁world", "好", "!"]
+    backend = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<s>", "</s>"])
+    return backend
+
+
+def as_bytes(text: str) -> list[int]:
+    return [3 + byte for byte in text.encode()]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [260, 261, 263],
+        [260, *as_bytes("你"), 262, *as_bytes("👩‍👩‍👧"), 261],
+        [*as_bytes("龘"), 259, 260],
+        [260, 2, 261, 1, 1, 261],  # control tokens between: no space may be lost
+    ],
+    ids=["pieces", "bytes", "bytes first", "control tokens"],
+)
+def test_byte_fallback(ids: list[int]) -> None:
+    backend = byte_fallback()
+    detokenizer = Detokenizer(backend)
+    parts = [detokenizer.add([id]) for id in ids] + [detokenizer.flush()]
+    assert "".join(parts) == backend.decode(ids) and not any(HALF in part for part in parts)
+
+
+def test_bytes_that_make_no_character_show_and_do_not_stop_the_rest() -> None:
+    backend = byte_fallback()
+    ids = [260, *as_bytes("好")[:2], 261, *as_bytes("好")]
+    detokenizer = Detokenizer(backend)
+    text = "".join(detokenizer.add([id]) for id in ids) + detokenizer.flush()
+    assert text == backend.decode(ids) and text.startswith("Hello") and text.endswith("world好") and HALF in text
+
+
+@pytest.mark.parametrize("text", ["👩‍👩‍👧", "👨🏽‍🚀 🏳️‍🌈", "🇨🇳🇫🇷", "é́", "한국어", "𠮷野家", "ไทย", "١٢٣"])
+def test_joined_and_combined_characters_come_whole(tokenizer: Any, text: str) -> None:
+    backend = tokenizer.backend_tokenizer
+    ids = backend.encode(text).ids
+    detokenizer = Detokenizer(backend)
+    parts = [detokenizer.add([id]) for id in ids]
+    assert "".join(parts) == text and detokenizer.flush() == ""
+    assert not any(HALF in part for part in parts) and len(ids) > len(text)
+
+
+@pytest.mark.parametrize("stop", ["停止", "！结", "👩‍👧", "end\n"])
+def test_stop_strings_over_the_borders_of_tokens(tokenizer: Any, stop: str) -> None:
+    """Every token is a byte or a few letters: the stop begins and ends inside characters' tokens."""
+    text = f"前文 before {stop} after"
+    detokenizer, stops, out = Detokenizer(tokenizer.backend_tokenizer), StopStrings([stop]), ""
+    for id in tokenizer.backend_tokenizer.encode(text).ids:
+        out += stops.add(detokenizer.add([id]))
+        if stops.stopped:
+            break
+    assert stops.stopped and out == "前文 before "
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_a_stop_string_across_borders(size: int) -> None:
     text, stops = "one two </s two </s> three", StopStrings(["</s>", "three"])

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fledge.core.errors import FledgeError
 from fledge.inference.engine import Delta, Request
 from fledge.inference.native import NativeEngine
+from fledge.inference.scheduler import Statistics
 from fledge.records.chat import ChatRenderer
 from fledge.records.kinds import Message
 from tests.inference import tiny
@@ -37,38 +38,82 @@ def request(prompt: list[int], count: int, **options: Any) -> Request:
     return Request(prompt_ids=tuple(prompt), **({"max_new_tokens": count, "temperature": 0, "stop_ids": ()} | options))
 
 
+SMALL = {"vocab_size": 330, "num_hidden_layers": 2, "initializer_range": 0.3}
+WIDE = SMALL | {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": WIDE,
+    "qwen2": WIDE,
+    "qwen3": WIDE | {"head_dim": 24},
+    "mistral": WIDE | {"sliding_window": 37},
+    "gpt2": SMALL | {"n_embd": 32, "n_head": 2, "n_positions": 128},
+    "bloom": SMALL | {"hidden_size": 32, "n_head": 2},
+}
+
+
+def made(name: str, seed: int = 0) -> Any:
+    """A small random model of a family; what it writes hangs on more than its last token."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(name, **SHAPES[name], bos_token_id=None, eos_token_id=None, pad_token_id=3)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def settled(engine: NativeEngine) -> Statistics:
+    """Its statistics between two steps."""
+    return engine._call(engine.statistics)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"max_slots": 3}, {"max_slots": 1}, {"prefill_tokens": 8}, {"cache_bytes": 300_000}],
+    [{}, {"max_slots": 3}, {"max_slots": 1}, {"prefill_tokens": 8}, {"cache_bytes": 150_000}],
     ids=["all at once", "three slots", "one slot", "small chunks", "cache too small for all"],
 )
-def test_greedy_equals_transformers(model: Any, tokenizer: Any, options: dict[str, Any]) -> None:
-    work = jobs(24, longest=150 if "cache_bytes" in options else 40)
+def test_greedy_equals_transformers(tokenizer: Any, options: dict[str, Any]) -> None:
+    model = tiny.llama()
+    work = jobs(10, longest=120) if "cache_bytes" in options else jobs(20, longest=30)
+    expected = [greedy(model, *job) for job in work]
     with NativeEngine(model, tokenizer, **options) as engine:
         results = engine.generate([request(*job) for job in work])
         if "cache_bytes" in options:
-            assert engine._scheduler.preemptions > 0, "the budget should have been too small"
-    assert [r.choice.token_ids for r in results] == [greedy(model, *job) for job in work]
+            assert settled(engine).preemptions > 0, "the budget should have been too small"
+            assert engine._pool.reach <= engine._pool.size == 150_000 // engine.forward.bytes_per_block
+        assert settled(engine).blocks_used == 0
+        assert engine._allocated <= min(engine._pool.size, 2 * engine._pool.reach), "as much as is needed, no more"
+    assert [r.choice.token_ids for r in results] == expected
     assert [r.prompt_tokens for r in results] == [len(prompt) for prompt, _ in work]
     assert {r.choice.finish_reason for r in results} == {"length"}
 
 
-def test_learned_positions_eager_attention_and_sliding_windows(tokenizer: Any) -> None:
-    torch.manual_seed(0)
-    gpt2 = GPT2LMHeadModel(
-        GPT2Config(vocab_size=330, n_embd=32, n_layer=2, n_head=2, n_positions=128, initializer_range=0.3)
-    ).eval()
-    shape = dict(vocab_size=330, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    mistral = MistralForCausalLM(
-        MistralConfig(**shape, num_key_value_heads=1, sliding_window=120, initializer_range=0.3)
-    ).eval()
-    eager = tiny.llama(1, attn_implementation="eager")
-    work = [(prompt, min(count, 120 - len(prompt))) for prompt, count in jobs(8, seed=1)]
-    for model in (gpt2, mistral, eager):
-        with NativeEngine(model, tokenizer, max_slots=4) as engine:
-            results = engine.generate([request(*job) for job in work])
-            assert [r.choice.token_ids for r in results] == [greedy(model, *job) for job in work], type(model)
-    assert NativeEngine(mistral, tokenizer).context == 120  # beyond the window its full attention would be wrong
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_family_cold_cached_batched_alone_chunked_and_put_back(name: str, tokenizer: Any) -> None:
+    """One promise: in fp32 the tokens are transformers' own, whatever else the engine does."""
+    rng = random.Random(7)
+    opening = [rng.randrange(4, 330) for _ in range(40)]
+    work = [([*opening[: rng.choice([0, 40])], *prompt], count) for prompt, count in jobs(8, seed=1, longest=16)]
+    growing = [(prompt[:9], 50) for prompt, _ in jobs(5, seed=3)]
+    model = made(name)
+    expected = [greedy(model, *job) for job in work]
+    grown = [greedy(model, *job) for job in growing]
+    assert len({token for tokens in expected for token in tokens}) > 12, "a text that repeats one token tests nothing"
+    with NativeEngine(model, tokenizer, context=128) as engine:
+        for how in ("cold", "cached", "backwards"):
+            order = list(reversed(work)) if how == "backwards" else work
+            results = engine.generate([request(*job) for job in order])
+            found = [r.choice.token_ids for r in results]
+            assert (found[::-1] if how == "backwards" else found) == expected, how
+        assert settled(engine).prefix_hit_tokens > 400
+        assert [engine.generate([request(*job)])[0].choice.token_ids for job in work] == expected, "alone"
+        engine._call(engine._pool.forget)
+        assert [engine.generate([request(*job)])[0].choice.token_ids for job in work[:3]] == expected[:3], "alone, cold"
+        thrice = engine.generate([request(*job, n=3) for job in work[:4]])
+        assert [{c.token_ids for c in r.choices} for r in thrice] == [{tokens} for tokens in expected[:4]]
+        per_block = engine.forward.bytes_per_block
+        assert settled(engine).preemptions == 0
+    model = made(name)
+    small: dict[str, Any] = dict(context=128, prefill_tokens=11, cache_bytes=12 * per_block, prefix_cache=False)
+    with NativeEngine(model, tokenizer, **small) as engine:
+        results = engine.generate([request(*job) for job in [*growing, *work]])
+        assert [r.choice.token_ids for r in results] == [*grown, *expected]
+        assert settled(engine).preemptions > 0 and engine._pool.reach <= 12
 
 
 def test_requests_join_and_leave_while_others_run(model: Any, tokenizer: Any) -> None:
@@ -128,15 +173,86 @@ def test_a_row_that_turns_into_nan_while_decoding_leaves_a_clean_slot(tokenizer:
     assert [r.choice.token_ids for r in results[1:]] == expected
 
 
+def test_blocks_that_held_nan_are_clean_for_the_next(tokenizer: Any) -> None:
+    """A pool of which every block is used again and again, by requests that fail early, late, or leave before."""
+    model = tiny.llama()
+    good = [(prompt[:20], 20) for prompt, _ in jobs(6, seed=4)]
+    good = [job for job in good if not {9, 11} & {*job[0], *greedy(model, *job)}]
+    expected = [greedy(model, *job) for job in good]
+    for token in (9, 11):
+        model.get_input_embeddings().weight.data[token] = float("nan")
+    poisoned = [[5] * 20 + [9] + [6] * 30, [9], [7] * 15 + [11, 8]]
+    with NativeEngine(model, tokenizer, prefill_tokens=16, cache_bytes=60_000) as engine:
+        for _ in range(3):
+            results = engine.generate([request(prompt, 5) for prompt in poisoned])
+            assert all("NaN" in str(result.error) for result in results)
+            leaving = engine.submit(request(poisoned[0], 5), lambda _: None)
+            engine._call(leaving.cancel)
+            results = engine.generate([request(*job) for job in good])
+            assert [r.choice.token_ids for r in results] == expected and len(good) >= 3
+        assert engine._pool.reach == engine._pool.size < 10 and settled(engine).blocks_used == 0
+
+
+def test_a_step_that_cannot_be_computed_fails_its_requests_and_nothing_else(tokenizer: Any) -> None:
+    model = tiny.llama()
+    prompt = [n + 4 for n in range(40)]
+    expected = greedy(model, prompt, 8)
+    with NativeEngine(model, tokenizer) as engine:
+        run, steps = engine.forward.run, iter(range(100))
+
+        def weak(parts: Any) -> Any:
+            if next(steps) == 3:
+                raise MemoryError("no room")
+            return run(parts)
+
+        engine.forward.run = weak  # type: ignore[method-assign]
+        results = engine.generate([request(prompt, 8), request(prompt[:5], 8, n=2)])
+        assert all("MemoryError: no room" in str(result.error) for result in results)
+        assert settled(engine).blocks_used == settled(engine).blocks_cached == 0, "who knows what they hold"
+        assert engine.generate([request(prompt, 8)])[0].choice.token_ids == expected
+
+
 def test_wrong_requests_are_named_and_the_rest_goes_on(engine: NativeEngine, model: Any) -> None:
     good = ([5, 6, 7], 4)
     results = engine.generate(
         [Request(text=""), request([5] * 256, 1), request([5] * 255, 9), request([330], 1), request(*good)]
     )
     messages = [str(r.error or "") for r in results]
+    with pytest.raises(FledgeError, match="max_new_tokens"):
+        request([5], 0)
     assert "empty" in messages[0] and "256 tokens" in messages[1] and "vocabulary" in messages[3]
     assert len(results[2].choice.token_ids) == 1 and results[2].choice.finish_reason == "length"
     assert results[4].choice.token_ids == greedy(model, *good)
+
+
+def test_the_prompts_own_logprobs(model: Any, tokenizer: Any) -> None:
+    prompt = [random.Random(5).randrange(4, 330) for _ in range(70)]
+    asked = request(prompt, 3, prompt_logprobs=2, n=2)
+    with torch.no_grad():
+        logprobs = tiny.llama()(torch.tensor([prompt])).logits[0].double().log_softmax(-1)
+    with NativeEngine(model, tokenizer, prefill_tokens=16) as engine:
+        plain = engine.generate([request(prompt, 3)])[0]
+        both = engine.generate([asked, request([5], 2, prompt_logprobs=0), request(prompt, 3)])
+        assert settled(engine).blocks_used == 0
+    assert plain.prompt_logprobs == () and both[1].prompt_logprobs == (None,)
+    assert [c.token_ids for r in (both[0], both[2]) for c in r.choices] == [plain.choice.token_ids] * 3
+    first, *rest = both[0].prompt_logprobs
+    assert first is None and [p.id for p in rest if p] == prompt[1:]
+    for place, found in enumerate(rest):
+        assert found is not None
+        assert found.logprob == pytest.approx(float(logprobs[place, prompt[place + 1]]), abs=1e-4)
+        best = logprobs[place].topk(2)
+        assert [id for id, _ in found.top] == best.indices.tolist()
+        assert [value for _, value in found.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_a_cache_too_small_for_the_context_ends_it(tokenizer: Any) -> None:
+    with NativeEngine(tiny.llama(), tokenizer, cache_bytes=100_000) as engine:
+        tokens = 100_000 // engine.forward.bytes_per_block * engine.forward.block_tokens
+        assert engine.context == tokens < 256
+        long, refused = engine.generate([request([5] * 9, 500), request([5] * tokens, 1)])
+        assert len(long.choice.token_ids) == tokens - 9 and long.choice.finish_reason == "length"
+        assert f"{tokens - 1} tokens" in str(refused.error)
 
 
 def test_several_answers_share_a_prompt_and_differ(engine: NativeEngine) -> None:
@@ -224,8 +340,8 @@ def test_chat_is_served_as_it_is_trained(tokenizer: Any) -> None:
     trained = renderer.render((user, Message("assistant", "你好"))).ids
     seen: list[list[int]] = []
     with NativeEngine(tiny.llama(), tokenizer, renderer) as engine:
-        prefill = engine.forward.prefill
-        engine.forward.prefill = lambda group, tokens: (seen.extend(map(list, group.rows)), prefill(group, tokens))[1]  # type: ignore[method-assign]
+        run = engine.forward.run
+        engine.forward.run = lambda parts: (seen.extend(part.ids for part in parts), run(parts))[1]  # type: ignore[method-assign]
         engine.generate([Request(messages=(user,), max_new_tokens=1)])
         plain = engine.encode("<|im_end|>")
     assert seen == [trained[: len(seen[0])]]

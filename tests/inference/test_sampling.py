@@ -10,7 +10,16 @@ import pytest
 
 from fledge.core.errors import FledgeError
 from fledge.inference.engine import Request
-from fledge.inference.sampling import Sampling, logprobs_of, penalise, sample
+from fledge.inference.sampling import (
+    Sampling,
+    candidates,
+    likeliest,
+    logprobs_of,
+    penalise,
+    pick,
+    probabilities,
+    sample,
+)
 
 LOGITS = np.random.default_rng(0).normal(0, 2, 50).astype(np.float32)
 
@@ -135,13 +144,79 @@ def test_logprobs_are_the_models_own() -> None:
     assert third is None
 
 
+def wide(seed: int, spread: float = 2.0) -> np.ndarray:
+    """A row as long as a real vocabulary's, where whole rows are no longer sorted."""
+    return np.random.default_rng(seed).normal(0, spread, 49_152).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": 50}, {"top_p": 0.9}, {"top_k": 7, "top_p": 0.5, "min_p": 0.3}, {"min_p": 0.1}]
+)
+@pytest.mark.parametrize("spread", [0.5, 2.0, 5.0])
+def test_long_rows_are_cut_like_short_ones(options: dict[str, Any], spread: float) -> None:
+    row = wide(3, spread)
+    p = np.exp(row.astype(np.float64))
+    order = np.argsort(-p)[: options.get("top_k") or len(p)]
+    reached = p[order].cumsum()
+    order = order[: 1 + int(np.searchsorted(reached, options.get("top_p", 1.0) * reached[-1]))]
+    order = order[p[order] >= options.get("min_p", 0.0) * p[order[0]]]
+    q = probabilities(row, Sampling.of(Request(text="x", **options), [], 0))
+    assert abs(len(set(order) ^ set(np.flatnonzero(q)))) <= 1, "rounding may move the border by one token"
+    assert q[order] == pytest.approx(p[order] / p[order].sum(), rel=1e-3, abs=1e-7)
+
+
+def test_equal_logits_are_kept_together() -> None:
+    row = np.repeat(np.array([3, 2, 1], np.float32), 5)
+    for options in ({"top_k": 6}, {"top_p": 0.7}):
+        kept = np.flatnonzero(probabilities(row, Sampling.of(Request(text="x", **options), [], 0)))
+        assert kept.tolist() == list(range(10))
+    assert len(np.flatnonzero(probabilities(row, Sampling.of(Request(text="x", top_p=1e-9), [], 0)))) == 5
+    assert likeliest(np.zeros(60_000, np.float32), 3).tolist() == list(range(60_000))
+
+
+def test_the_likeliest_of_a_long_row() -> None:
+    for seed, count in ((1, 1), (2, 50), (3, 700), (4, 20_000)):
+        row = wide(seed)
+        row[seed * 100 : seed * 100 + 30] = 9.0
+        expected = np.flatnonzero(row >= np.sort(row)[-count])
+        assert likeliest(row, count).tolist() == expected.tolist()
+
+
+def test_draws_of_a_long_row_are_the_inverse_of_the_cumulative_distribution() -> None:
+    row = wide(5)
+    row[:3000] = row[-500:] = -np.inf  # as a constraint leaves it
+    exact = np.exp(row.astype(np.float64)).cumsum()
+    ids, mass = candidates(row, Request(text="x"))
+    for uniform in np.linspace(0, 1, 400, endpoint=False):
+        token = pick(ids, mass, float(uniform))
+        assert abs(token - int(np.searchsorted(exact, uniform * exact[-1], "right"))) <= 1 and np.isfinite(row[token])
+    assert np.isfinite(row[pick(ids, mass, 0.0)]) and np.isfinite(row[pick(ids, mass, 1 - 2**-53)])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -1), ("top_p", 0), ("n", 0), ("max_new_tokens", 0), ("logprobs", 21), ("stop", ("",))],
+    [
+        ("temperature", -1),
+        ("top_p", 0),
+        ("n", 0),
+        ("max_new_tokens", 0),
+        ("logprobs", 21),
+        ("stop", ("",)),
+        ("beams", 33),
+        ("length_penalty", 11),
+        ("best_of", 0),
+    ],
 )
 def test_values_out_of_range_are_named(name: str, value: Any) -> None:
     with pytest.raises(FledgeError, match=name):
         Request(text="x", **{name: value})
+
+
+def test_beams_and_numbers_of_answers_go_together() -> None:
+    assert Request(text="x", beams=4, n=4).n == 4
+    for options in ({"n": 5}, {"best_of": 3}):
+        with pytest.raises(FledgeError, match="beams"):
+            Request(text="x", beams=4, **options)
 
 
 def test_a_request_has_one_prompt() -> None:

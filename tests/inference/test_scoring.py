@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
 from fledge.core.errors import FledgeError
 from fledge.inference import scoring
@@ -50,6 +50,20 @@ def test_scores_equal_plain_forward_passes(
         assert list(found.logprobs) == pytest.approx(logprobs, abs=2e-5)
         assert list(found.greedy) == greedy
         assert found.total == pytest.approx(sum(logprobs), abs=1e-4)
+
+
+def test_a_model_without_positions_is_scored_a_continuation_a_row() -> None:
+    torch.manual_seed(0)
+    config = BloomConfig(
+        vocab_size=330, hidden_size=64, n_layer=2, n_head=4, initializer_range=0.3, bos_token_id=None,
+        eos_token_id=None, pad_token_id=3,
+    )  # fmt: skip
+    model = BloomForCausalLM(config).eval()
+    rows = items(4)
+    with NativeEngine(model, tiny.tokenizer()) as engine:
+        scored = engine.score([p for p, _ in rows], [c for _, c in rows])
+    for (prompt, continuation), found in zip(rows, scored, strict=True):
+        assert list(found.logprobs) == pytest.approx(plain(model, prompt, continuation)[0], abs=5e-5)
 
 
 def test_what_the_model_writes_is_greedy(engine: NativeEngine) -> None:

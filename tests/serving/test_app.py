@@ -100,6 +100,19 @@ def test_metrics_count_what_happened(url: str) -> None:
     assert metric(url, "fledge_active_requests", model="taught") == 0
 
 
+def test_metrics_show_the_engine_from_within(url: str, engine: NativeEngine) -> None:
+    long = {"messages": [{"role": "user", "content": "Hello " * 30}], "temperature": 0, "max_tokens": 2}
+    first = httpx.post(f"{url}/v1/chat/completions", json=long).json()
+    again = httpx.post(f"{url}/v1/chat/completions", json=long).json()
+    assert first["choices"] == again["choices"]
+    wait_for(lambda: metric(url, "fledge_engine_blocks_used", model="taught") == 0)
+    hits = metric(url, "fledge_engine_prefix_hit_tokens_total", model="taught")
+    read = metric(url, "fledge_engine_prompt_tokens_total", model="taught")
+    assert first["usage"]["prompt_tokens"] - 17 <= hits < read, "all of it but for the last block"
+    assert metric(url, "fledge_engine_blocks_cached", model="taught") == engine.statistics().blocks_cached > 0
+    assert metric(url, "fledge_engine_running", model="base") == metric(url, "fledge_engine_waiting", model="base") == 0
+
+
 @pytest.fixture
 def slow_url(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A server whose model takes its time: 20 ms a token, 200 tokens."""
@@ -130,7 +143,7 @@ def test_a_client_that_hangs_up_stops_the_work(slow_url: tuple[str, NativeEngine
 
 def test_an_engine_that_fails_midway(url: str) -> None:
     model = tiny.llama()
-    calls = iter(range(100))
+    calls = iter(range(-1, 100))  # the engine's own question, what each layer keeps, comes first
 
     def fail_later(module: Any, inputs: Any, output: Any) -> Any:
         if next(calls) in (0, 4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,71 @@ def test_plain_completions(client: openai.OpenAI, engine: NativeEngine) -> None:
     assert streamed == [choice.text for choice in several.choices]
 
 
+def test_answers_that_have_to_be_json(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"城市": {"enum": ["北京", "Oslo"]}, "n": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["城市", "n"],
+        "additionalProperties": False,
+    }
+    wrapped: Any = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema, "strict": True}}
+    for options in ({"response_format": wrapped}, {"extra_body": {"guided_json": schema}}):
+        reply = client.chat.completions.create(model="taught", messages=HELLO, seed=1, n=2, **options)
+        for choice in reply.choices:
+            value = json.loads(choice.message.content or "")
+            assert set(value) == {"城市", "n"} and value["城市"] in ("北京", "Oslo") and 0 <= value["n"] <= 9
+    several: list[Any] = [{"guided_regex": "[ab]{3}"}, {"guided_grammar": 'start: ("a" | "b") ~ 3'}]
+    for body in several:
+        text = client.completions.create(model="base", prompt="x", extra_body=body).choices[0].text
+        assert len(text) == 3 and set(text) <= {"a", "b"}
+    with pytest.raises(openai.BadRequestError, match="one constraint"):
+        client.completions.create(model="base", prompt="x", extra_body=several[0] | several[1])
+    with pytest.raises(openai.BadRequestError, match="regular expression"):
+        client.completions.create(model="base", prompt="x", extra_body={"guided_regex": "a("})
+    anything = client.chat.completions.create(
+        model="taught", messages=HELLO, temperature=0, max_tokens=3, response_format={"type": "json_object"}
+    )
+    assert (anything.choices[0].message.content or "").startswith("{")
+
+
+def test_the_likeliest_of_several_and_beams(client: openai.OpenAI, engine: NativeEngine) -> None:
+    shared: Any = dict(model="base", prompt=[5, 6, 7], max_tokens=6)
+    every = client.completions.create(**shared, n=6, seed=2, logprobs=0).choices
+    best = max(every, key=lambda c: sum(c.logprobs.token_logprobs) / len(c.logprobs.token_logprobs))  # type: ignore[union-attr,arg-type]
+    assert client.completions.create(**shared, best_of=6, seed=2).choices[0].text == best.text
+    beams = client.completions.create(**shared, n=2, extra_body={"num_beams": 3, "length_penalty": 0.5})
+    streamed = ["", ""]
+    for chunk in client.completions.create(
+        **shared, n=2, extra_body={"num_beams": 3, "length_penalty": 0.5}, stream=True
+    ):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert [choice.text for choice in beams.choices] == streamed
+    with pytest.raises(openai.BadRequestError, match="beams"):
+        client.completions.create(**shared, n=4, extra_body={"num_beams": 3})
+
+
+@pytest.mark.parametrize("prompt", ["Hello 你好", [5, 6, 70, 80]])
+def test_an_echoed_prompt(client: openai.OpenAI, app: Any, prompt: Any) -> None:
+    base = app.state.service.engines["base"]
+    ids = base.encode(prompt) if isinstance(prompt, str) else prompt
+    shared: Any = dict(model="base", prompt=prompt, temperature=0, max_tokens=3)
+    plain = client.completions.create(**shared).choices[0].text
+    before = prompt if isinstance(prompt, str) else base.decode(ids, special=True)
+    assert client.completions.create(**shared, echo=True).choices[0].text == before + plain
+    assert (
+        "".join(c.choices[0].text for c in client.completions.create(**shared, echo=True, stream=True))
+        == before + plain
+    )
+    logprobs = client.completions.create(**shared, echo=True, logprobs=2).choices[0].logprobs
+    assert logprobs is not None and logprobs.token_logprobs is not None and logprobs.tokens is not None
+    assert logprobs.tokens[: len(ids)] == [base.decode([id], special=True) for id in ids]
+    assert logprobs.token_logprobs[0] is None and len(logprobs.token_logprobs) == len(ids) + 3
+    scored = base.score([ids[:1]], [ids[1:]])[0]
+    assert logprobs.token_logprobs[1 : len(ids)] == pytest.approx(list(scored.logprobs), abs=1e-3)
+    with pytest.raises(openai.BadRequestError, match="stream"):
+        client.completions.create(**shared, echo=True, logprobs=2, stream=True)
+
+
 def test_text_that_spells_control_tokens_stays_text(client: openai.OpenAI) -> None:
     reply = client.completions.create(model="base", prompt="<|im_start|>", max_tokens=1)
     assert reply.usage and reply.usage.prompt_tokens > 5  # letter by letter, not the one token
@@ -129,7 +195,8 @@ def test_text_that_spells_control_tokens_stays_text(client: openai.OpenAI) -> No
         ({"messages": [{"role": "boss", "content": "x"}]}, openai.BadRequestError, "role"),
         ({"messages": [{"role": "user", "content": "x" * 3000}]}, openai.BadRequestError, "context"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, openai.BadRequestError, "json_schema"),
+        ({"response_format": {"type": "yaml"}}, openai.BadRequestError, "response_format"),
         ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs"),
         ({"logit_bias": {"a": 1}}, openai.BadRequestError, "logit_bias"),
         ({"model": "base"}, openai.BadRequestError, "chat template"),

@@ -44,6 +44,7 @@ STAGES: dict[str, str] = {
     "search scaling": "a scaling law from small runs, checked on a larger one",
     "align preferences": "make preference pairs from a model and real text",
     "align identity": "make data that teach a model its name",
+    "index": "make texts searchable: passages, words, vectors",
     "evaluate": "measure models side by side",
     "quantize": "make a smaller model",
     "export": "write a GGUF file",
@@ -363,17 +364,26 @@ _stage_commands()
 # --- using a model -------------------------------------------------------------------------------------------------
 
 
+_ENGINE = "vllm, llama.cpp, openvino, onnx, or the URL of a server that runs already"
+
+
 @cli.command(short_help="OpenAI's API and a chat page for a model")
 @click.argument("model")
 @click.option("--port", type=int, default=8000, show_default=True, help="0 takes a free one")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True)
 @click.option("--name", default="", help="the model's name in the API")
-def serve(model: str, port: int, host: str, dtype: str, name: str) -> None:
-    """Serve MODEL (a folder, RUN or RUN/STAGE): OpenAI's API, and a chat page at /."""
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FOLDER", help="a LoRA adapter on it, a model too")
+@click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
+@click.option("--tool", "tools", multiple=True, metavar="TOOL", help="for clients' techniques: python, search=INDEX")
+def serve(
+    model: str, port: int, host: str, dtype: str, name: str, adapters: tuple[str, ...], engine: str,
+    tools: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Serve MODEL (a folder, RUN, RUN/STAGE, or the URL of another server): OpenAI's API, and a chat page at /."""
     from fledge.cli.use import serve_model
 
-    serve_model(model, host, port, dtype, name)
+    serve_model(model, host, port, dtype, name, adapters, engine, tools)
 
 
 @cli.command()
@@ -381,21 +391,84 @@ def serve(model: str, port: int, host: str, dtype: str, name: str) -> None:
 @click.option("--system", default="", help="a system prompt")
 @click.option("--temperature", type=float, default=0.7, show_default=True)
 @click.option("--max-tokens", type=int, default=256, show_default=True)
-def chat(model: str, system: str, temperature: float, max_tokens: int) -> None:
-    """Talk to MODEL (a folder, RUN or RUN/STAGE) in the terminal."""
+@click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
+def chat(model: str, system: str, temperature: float, max_tokens: int, engine: str) -> None:
+    """Talk to MODEL (a folder, RUN, RUN/STAGE, or the URL of a server) in the terminal."""
     from fledge.cli.use import chat_with
 
-    chat_with(model, system, temperature, max_tokens)
+    chat_with(model, system, temperature, max_tokens, engine)
 
 
 @cli.command(short_help="answer a batch of prompts from standard input")
 @click.argument("model")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
-def generate(model: str, dtype: str) -> None:
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True)
+@click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
+def generate(model: str, dtype: str, engine: str) -> None:
     """Answer prompts from standard input (a JSON object a line) on standard output."""
     from fledge.cli.use import generate_batch
 
-    generate_batch(model, dtype)
+    generate_batch(model, dtype, engine)
+
+
+_BY = click.Choice(["auto", "words", "vectors", "both"])
+
+
+@cli.command(short_help="passages of an index that answer a query")
+@click.argument("index")
+@click.argument("query")
+@click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="passages at most")
+@click.option("--by", type=_BY, default="auto", show_default=True, help="words (BM25), vectors, or both")
+@click.option("--embedder", default="", metavar="MODEL", help="the model of the index's vectors")
+@click.option("--diversity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="no two alike: 0 … 1")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def search(index: str, query: str, **options: Any) -> None:
+    """Search INDEX (a folder, RUN or RUN/STAGE; made by `fledge index`)."""
+    from fledge.cli.ask import search_index
+
+    search_index(index, query, **options)
+
+
+@cli.command(short_help="answer questions from an index, and say where it stands")
+@click.argument("index")
+@click.argument("model")
+@click.argument("question", default="")
+@click.option("-k", type=click.IntRange(1), default=4, show_default=True, help="passages that the model is shown")
+@click.option("--by", type=_BY, default="auto", show_default=True, help="words (BM25), vectors, or both")
+@click.option("--embedder", default="", metavar="MODEL", help="the model of the index's vectors")
+@click.option("--diversity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="no two alike: 0 … 1")
+@click.option("--abstain/--no-abstain", default=True, help="the model may say that the sources do not hold it")
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True)
+@click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
+@click.option("--test", default="", metavar="FILE", help="questions with answers: measure with and without the index")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def ask(index: str, model: str, question: str, **options: Any) -> None:
+    """Answer QUESTION with MODEL from INDEX, citing passages. Without a question they are read line by line.
+
+    With --test every line of FILE, {"question", "answers", "sources"}, is answered twice, without the index and with it.
+    """
+    from fledge.cli.ask import ask_index
+
+    ask_index(index, model, question, **options)
+
+
+@cli.command(short_help="which engines there are here, and what one of them can do")
+@click.argument("words", nargs=-1, metavar="[MODEL | install NAME]")
+@click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True)
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FOLDER", help="a LoRA adapter to ask about, too")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def engines(words: tuple[str, ...], **options: Any) -> None:
+    """The engines of this machine; with MODEL (a folder, RUN, RUN/STAGE, or the URL of a server) what one can do with
+    it, asked by small requests. `install NAME` makes the environment of an engine that needs one of its own.
+    """
+    from fledge.cli.use import install_engine, show_engines
+
+    if words[:1] == ("install",) and len(words) == 2:
+        return install_engine(words[1])
+    if len(words) > 1:
+        raise click.UsageError(f"{' '.join(words)}")
+    show_engines(words[0] if words else "", **options)
 
 
 @cli.command(short_help="what this machine has, and how to get what is missing")

@@ -148,6 +148,8 @@ def type_name(annotation: Any) -> str:
         return type_name(args[0])
     if origin in (typing.Union, types.UnionType):
         return "|".join(type_name(a) for a in args if a is not type(None))
+    if (use := getattr(annotation, "model_fields", {}).get("use")) is not None and isinstance(use.default, str):
+        return use.default  # one of several, told apart by name
     return getattr(annotation, "__name__", str(annotation)).upper()
 
 

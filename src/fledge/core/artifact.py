@@ -147,6 +147,15 @@ class GGUF(Artifact, kind="gguf"):
     """One `.gguf` file for llama.cpp and its kin."""
 
 
+class Index(Artifact, kind="index"):
+    """Texts that can be searched: `index.json`, and below it passages, inverted lists and, where a model was given,
+    vectors (`inference.retrieval.index`)."""
+
+    @classmethod
+    def problem_with(cls, path: Path) -> str:
+        return "" if (path / "index.json").is_file() else "is no index (it has no index.json)"
+
+
 class Contamination(Artifact, kind="contamination"):
     """Which evaluation items stand in a corpus: `contamination.json` with the evidence."""
 
@@ -164,7 +173,7 @@ KINDS: dict[str, type[Artifact]] = {
     for cls in (
         Artifact, Records, Documents, Conversations, Preferences, Ratings, Labelled, Prompts,
         Tokens, NGram, Classifier, Tokenizer, Model, Adapter, RewardModel, TaskModel, Study, GGUF, Contamination,
-        Scores,
+        Index, Scores,
     )
 }  # fmt: skip
 

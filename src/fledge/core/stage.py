@@ -39,6 +39,7 @@ MODULES = (
     "fledge.data.tokens.stages",
     "fledge.data.judges.stages",
     "fledge.data.crawl.stages",
+    "fledge.inference.retrieval.stages",
     "fledge.training.stages",
     "fledge.training.understanding.stages",
     "fledge.training.search.stages",

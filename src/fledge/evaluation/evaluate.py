@@ -177,9 +177,11 @@ def _row(
 
 def _task(task: Task, conclusion: Conclusion, job: Job) -> dict[str, Any]:
     seed = job.rng_seed("compare", task.key)
+    technique = getattr(task, "technique", None)
     return {
         "key": task.key,
         "task": task.task,  # type: ignore[attr-defined]
+        **({} if technique is None else {"technique": technique.model_dump(mode="json", exclude_none=True)}),
         "baselines": {name: _json(numbers) for name, numbers in conclusion.baselines.items()},
         "comparisons": [row for paired in conclusion.paired for row in compare(paired, seed)],
     }

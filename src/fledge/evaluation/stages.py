@@ -14,6 +14,8 @@ from fledge.core.language import t
 from fledge.core.reference import Ref
 from fledge.core.stage import Estimate, Size, Stage
 from fledge.evaluation.tasks import AnyTask
+from fledge.evaluation.tasks.answer_match import AnswerMatch
+from fledge.inference.prompting import AnyTechnique
 
 if TYPE_CHECKING:
     from fledge.core.job import Job
@@ -27,6 +29,9 @@ class Evaluate(Stage, use="evaluate", version=1):
     models: dict[Name, Ref[Model]] = Field(min_length=1, description="the models by the names they get in the tables")
     tasks: list[AnyTask] = Field(min_length=1, description="what they are asked; each has its own key `task`")
     completes: list[str] = Field([], description="models that only continue text; the others are asked as a chat")
+    technique: AnyTechnique | None = Field(
+        None, description="a prompting technique for the tasks that generate and name none of their own: cot, react, …"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format; float32 makes ties exact")
     contamination: Ref[Contamination] | None = Field(
         None, description="the report of `data.contamination`: clean and contaminated items are then scored apart, too"
@@ -41,9 +46,29 @@ class Evaluate(Stage, use="evaluate", version=1):
                     allowed=listing(list(self.models)),
                     fix=did_you_mean(name, self.models),
                 )
-        for key, times in Counter(task.key for task in self.tasks).items():
+        for key, times in Counter(task.key for task in self.asked).items():
             if times > 1:
                 yield Problem(t('two tasks are called "{key}"', key=key), fix=t("give one of them a label"))
+
+        if self.technique is not None and not any(isinstance(task, AnswerMatch) for task in self.tasks):
+            yield Problem(t("no task of this stage can use a technique"), allowed="answer_match")
+        for task in self.asked:
+            if isinstance(task, AnswerMatch) and task.technique is not None:
+                known = {"calculator", "python"} | ({"search"} if task.index else set())
+                for name in sorted(task.technique.needs() - known):
+                    fix = t("name an index under the task's key index") if name == "search" else ""
+                    what = t('there is no tool "{name}" here', name=name)
+                    yield Problem(what, allowed=listing(sorted(known)), fix=fix)
+
+    @property
+    def asked(self) -> list[AnyTask]:
+        """The tasks, each with the technique that it uses."""
+        return [
+            task.model_copy(update={"technique": self.technique})
+            if isinstance(task, AnswerMatch) and task.technique is None
+            else task
+            for task in self.tasks
+        ]
 
     def run(self, job: Job) -> Scores:
         import json
@@ -59,7 +84,7 @@ class Evaluate(Stage, use="evaluate", version=1):
         dirty = read_report(job.open(self.contamination).path) if self.contamination else None
         scores = evaluate(
             models,
-            self.tasks,
+            self.asked,
             job,
             lambda named: open_subject(named, self.dtype, job.execution.device),
             self.completes,
@@ -73,7 +98,7 @@ class Evaluate(Stage, use="evaluate", version=1):
 
     def _work(self, parameters: float) -> float:
         """About 2 · parameters operations a token that is read."""
-        return sum(task.tokens() for task in self.tasks) * 2 * parameters
+        return sum(task.tokens() for task in self.asked) * 2 * parameters
 
     def estimate(self, sizes: Mapping[str, Size], machine: Any) -> Estimate:
         rate = machine.rate("evaluate.flops", 25e9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,8 @@ from fledge.core.language import t
 
 if TYPE_CHECKING:
     from fledge.inference.engine import Choice, Engine, Scored
+    from fledge.inference.prompting import Outcome, Technique
+    from fledge.inference.prompting.tools import Tool
     from fledge.records.chat import ChatRenderer
     from fledge.records.kinds import Message
 
@@ -122,11 +124,36 @@ def answer(
     return choices
 
 
-def open_subject(named: Named, dtype: str, device: str) -> Subject:
-    """Load a model with our own engine."""
-    from fledge.inference.native import NativeEngine
+def solve(
+    subject: Subject,
+    prompts: Sequence[str | tuple[Message, ...]],
+    technique: Technique,
+    settings: dict[str, Any],
+    seed: int,
+    tell: Callable[[int], None],
+    tools: Mapping[str, Tool] | None = None,
+) -> list[Outcome]:
+    """What the model finds by a prompting technique. The rows of a chunk go on side by side, round by round, each with
+    a seed of its own: what one of them gives does not depend on the others."""
+    from fledge.inference.engine import Request
+    from fledge.inference.prompting import Question, drive, together
 
-    engine = NativeEngine.from_folder(named.path, dtype=dtype, device=device, reward=named.reward)
+    outcomes: list[Outcome] = []
+    for rows in chunks(enumerate(prompts), ROWS):
+        programs = []
+        for n, prompt in rows:
+            base = Request(text="-", seed=(seed + n) % 2**31, **settings)
+            programs.append(technique.solving(Question.of(prompt, chat=subject.chats), base, tools=tools))
+        outcomes += drive(subject.engine, together(programs))
+        tell(len(rows))
+    return outcomes
+
+
+def open_subject(named: Named, dtype: str, device: str) -> Subject:
+    """Load a model with the one of our own engines that it needs."""
+    from fledge.inference.opening import open_engine
+
+    engine = open_engine(named.path, dtype=dtype, device=device, reward=named.reward)
     renderer = engine.renderer if engine.renderer and engine.renderer.template else None
     return Subject(named.name, engine, engine.tokenizer, renderer, named.chat, named.reward)
 

@@ -33,7 +33,9 @@ class Detokenizer:
         text = self._new_text()
         if text.endswith(HALF):  # most likely a character's first bytes: wait for the rest
             return ""
-        self._start, self._done = self._done, len(self._ids)
+        if text:  # else (a control token) the stretch before stays the one that new text is decoded with
+            self._start = self._done
+        self._done = len(self._ids)
         return text
 
     def flush(self) -> str:

@@ -24,6 +24,15 @@ class PromptTooLong(FledgeError):
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What an answer must be: any JSON, JSON of a schema, a match of a regular expression, a word of a grammar."""
+
+    kind: Literal["json", "json_schema", "regex", "grammar"]
+    value: str = ""
+    """the schema as JSON text, the expression, or the grammar in Lark's notation; empty for any JSON"""
+
+
+@dataclass(frozen=True)
 class Request:
     """One prompt and how to go on from it. Exactly one of `messages`, `text`, `prompt_ids` is given.
 
@@ -64,6 +73,20 @@ class Request:
     """token ids that end the answer; None takes the model's own, () none at all"""
     logprobs: int | None = None
     """with every token its log-probability and those of this many likeliest tokens; None: neither"""
+    prompt_logprobs: int | None = None
+    """the same for the tokens of the prompt (`Result.prompt_logprobs`)"""
+    best_of: int | None = None
+    """sample this many answers and return the `n` whose tokens are likeliest on average; None: `n`"""
+    beams: int = 1
+    """beam search with this many beams instead of sampling; 1: none"""
+    length_penalty: float = 1.0
+    """beam search divides the log-probability of an answer by its length to this power"""
+    constraint: Constraint | None = None
+    """what the answer must be; None: anything"""
+    adapter: str = ""
+    """the name of a LoRA adapter that the engine knows; "": the model itself"""
+    speculate: bool = True
+    """whether tokens may be guessed and checked together where the engine can; the answers' distribution is the same"""
 
     def __post_init__(self) -> None:
         problems = [
@@ -83,6 +106,12 @@ class Request:
             ("frequency_penalty", "-2 … 2", -2 <= self.frequency_penalty <= 2),
             ("logprobs", "0 … 20", self.logprobs is None or 0 <= self.logprobs <= 20),
             ("stop", t("texts that are not empty"), all(self.stop)),
+            ("prompt_logprobs", "0 … 20", self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= 20),
+            ("best_of", f"{self.n} … 128", self.best_of is None or self.n <= self.best_of <= 128),
+            ("beams", "1 … 32", 1 <= self.beams <= 32),
+            ("n", t("at most as many as there are beams"), self.beams == 1 or self.n <= self.beams),
+            ("best_of", t("none with beams"), self.beams == 1 or self.best_of in (None, self.n)),
+            ("length_penalty", "-10 … 10", -10 <= self.length_penalty <= 10),
         ):
             if not good:
                 problems.append(
@@ -133,6 +162,8 @@ class Result:
 
     choices: tuple[Choice, ...] = ()
     prompt_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    """of every token of the prompt, where asked for; the first has none"""
     error: FledgeError | None = None
 
     @property

@@ -1,23 +1,40 @@
-"""The forward passes of a decoder-only model: a chunk of a prefill, a step of decoding."""
+"""The forward pass of a step: tokens of many sequences, end to end, through a `transformers` model's own modules."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fledge.core.errors import FledgeError, Problem, listing
 from fledge.core.language import t
-from fledge.inference.cache import SlotCache
-from fledge.inference.scheduler import Prefill
+from fledge.inference import kernels, paged
+from fledge.inference.fusion import FusedLayer, prepare
+from fledge.inference.kernel_step import KernelStep
+from fledge.inference.step import Part
+
+if TYPE_CHECKING:
+    from fledge.inference.adapters import Adapters
+
+_DEPENDS = ("dynamic", "longrope")
+"""kinds of RoPE whose angles depend on the longest sequence: there every sequence is read alone"""
+_LARGE = 1_000_000
+"""parameters from which compiling loops pays"""
 
 
 class Forward:
-    """A `transformers` causal language model whose attention masks and positions we say ourselves."""
+    """A causal language model (or a reward model, for whole texts only) as the engine computes it."""
 
-    def __init__(self, model: Any) -> None:
-        """Raises FledgeError for models that keep more (or less) than keys and values of every token."""
+    block_tokens = paged.BLOCK
+
+    def __init__(self, model: Any, *, int8: bool = False, keep: bool = False, loops: bool | None = None) -> None:
+        """The model's modules are changed in place (`fusion.prepare`); `keep` what packed weights are made from.
+        `loops`: whether to compile loops for what lies between the products; None: where it pays and they can be had.
+        Raises FledgeError for models that keep more (or less) than keys and values of every token.
+        """
         config = model.config.get_text_config()
         window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
@@ -28,51 +45,111 @@ class Forward:
                     found=f"{type(model).__name__} ({listing(sorted(kinds))})",
                 )
             )
-        if model.config._attn_implementation not in ("sdpa", "eager"):
-            model.set_attn_implementation("sdpa")
-        self.model, self.device = model, model.device
+        self.model, self.device, self.vocabulary = model, model.device, config.vocab_size
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.writes = not type(inner).__name__.endswith("ForSequenceClassification")
         """whether it is a language model; a reward model reads only"""
-        self.additive = model.config._attn_implementation == "eager"
-        # Within its window a sliding layer is a full one: the engine simply ends there.
-        limits = [getattr(config, "max_position_embeddings", None), window if "sliding_attention" in kinds else None]
-        self.context: int = min((limit for limit in limits if limit), default=2048)
+        self.context: int = getattr(config, "max_position_embeddings", None) or 2048
+        parameters = inspect.signature(inner.forward).parameters
+        self.takes_positions = "position_ids" in parameters
+        self._keeps_logits = "logits_to_keep" in parameters
+        self._alone = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in _DEPENDS
+        self.adapters: Adapters | None = None
+        large = sum(parameter.numel() for parameter in model.parameters()) > _LARGE
+        with torch.inference_mode(not keep):
+            prepare(model, int8, keep)
+        inner.config._attn_implementation = inner.config.get_text_config()._attn_implementation = paged.NAME
+        if self.writes:
+            self.kv = paged.KeyValues(self._shapes(), model.dtype, self.device)
+            possible = kernels.available(model.dtype, self.device) and all(dim % 16 == 0 for _, dim in self.kv.shapes)
+            self._step = KernelStep if possible and (large if loops is None else loops) else paged.GroupedStep
 
-    def prefill(self, group: Prefill, tokens: int) -> Tensor | None:
-        """Read at most about `tokens` more tokens; (rows, V) fp32 logits of the last ones when all are read."""
-        width, rows = group.width, list(group.rows)
-        end = min(width, group.done + max(1, tokens // len(rows)))
-        pads = torch.tensor([width - len(ids) for ids in rows], device=self.device)[:, None]  # (B, 1)
-        chunk = [([0] * (width - len(ids)) + list(ids))[group.done : end] for ids in rows]
-        columns = torch.arange(end, device=self.device)
-        queries = columns[group.done :]
-        mask = None
-        if bool(pads.any()):  # a padding token sees only itself: no row of the softmax may be empty
-            seen = (columns <= queries[:, None]) & ((columns >= pads[:, :, None]) | (columns == queries[:, None]))
-            mask = self.mask(seen[:, None])  # (B, 1, Q, K)
-        logits = self._run(chunk, (queries - pads).clamp(min=0), mask, group.cache, logits_to_keep=1)
-        group.done = end
-        return logits if end == width else None
+    @torch.inference_mode()
+    def _shapes(self) -> list[tuple[int, int]]:
+        """What each layer keeps of a token, seen by asking it."""
+        probe = paged.Probe(self.device)
+        with paged.during(probe):
+            self._run([0, 0], probe.positions, torch.tensor([1], device=self.device))
+        layers = self.model.config.get_text_config().num_hidden_layers
+        if sorted(probe.shapes) != list(range(layers)):
+            raise FledgeError(
+                Problem(
+                    t("the native engine cannot lead this model's attention"),
+                    found=type(self.model).__name__,
+                    fix=t("serve it with another engine (--engine)"),
+                )
+            )
+        return [probe.shapes[layer] for layer in range(layers)]
 
-    def decode(self, last: list[int], cache: SlotCache) -> Tensor:
-        """One step of every slot from its `last` token: (B, V) fp32 logits."""
-        positions, seen = cache.begin_step()
-        logits = self._run([[token] for token in last], positions, self.mask(seen), cache)
-        cache.end_step()
-        return logits
+    @property
+    def bytes_per_block(self) -> int:
+        """What `block_tokens` tokens take in all layers."""
+        return self.kv.bytes_per_block
 
-    def _run(self, ids: list[list[int]], positions: Tensor, mask: Tensor | None, cache: Any, **more: Any) -> Tensor:
-        output = self.model(
-            input_ids=torch.tensor(ids, device=self.device), position_ids=positions, attention_mask=mask,
-            past_key_values=cache, use_cache=True, **more,
-        )  # fmt: skip
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
+    def allocate(self, blocks: int) -> None:
+        """Have at least `blocks` blocks."""
+        self.kv.allocate(blocks)
+
+    def copy(self, source: int, target: int) -> None:
+        """Make block `target` like block `source`."""
+        self.kv.copy(source, target)
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Make blocks zero, so that what is no number in them does not spread to who gets them next."""
+        self.kv.clear(blocks)
 
     def mask(self, seen: Tensor) -> Tensor:
-        """The attention mask for "may see" (B, 1, Q, K) in the form that the model's attention takes."""
-        if not self.additive:
-            return seen
-        zero = torch.zeros((), dtype=self.model.dtype, device=self.device)
-        return torch.where(seen, zero, torch.finfo(self.model.dtype).min)
+        """The attention mask for "may see" (B, 1, Q, K) as the models take it while whole texts are read."""
+        return seen
+
+    def use(self, adapters: Adapters) -> None:
+        """Let `adapters` add to the products of the steps."""
+        self.adapters = adapters
+        for module in self.model.modules():
+            if isinstance(module, FusedLayer):
+                module.adapters = adapters
+
+    @torch.inference_mode()
+    def run(self, parts: Sequence[Part]) -> Tensor:
+        """Read the parts' tokens, write their keys and values, return the logits wanted: (sum of wanted, V) fp32.
+
+        In the order of `parts`. One pass for all of them, whatever their lengths.
+        """
+        if self._alone and len(parts) > 1:
+            return torch.cat([self.run([part]) for part in parts])
+        order = paged.in_groups(parts)
+        ids = [token for n in order for token in parts[n].ids]
+        filler = _rounded(len(ids)) - len(ids)
+        step = self._step([parts[n] for n in order], self.kv, filler)
+        wanted = self._wanted(parts, order)
+        index = torch.tensor(wanted + [0] * (_rounded(len(wanted)) - len(wanted)), device=self.device)
+        with paged.during(step):
+            if self.adapters is None:
+                logits = self._run(ids + [0] * filler, step.positions, index)
+            else:
+                picked = wanted if self._keeps_logits else None
+                with self.adapters.rows([(parts[n].adapter, len(parts[n].ids)) for n in order], picked):
+                    logits = self._run(ids + [0] * filler, step.positions, index)
+        return logits[: len(wanted)].float()
+
+    def _wanted(self, parts: Sequence[Part], order: Sequence[int]) -> list[int]:
+        """Where in the step the tokens lie whose logits are wanted, in the order of `parts`."""
+        ends, end = {}, 0
+        for n in order:
+            ends[n] = end = end + len(parts[n].ids)
+        return [place for n, part in enumerate(parts) for place in range(ends[n] - part.wanted, ends[n])]
+
+    def _run(self, ids: list[int], positions: Tensor, index: Tensor) -> Tensor:
+        """The logits (len(index), V) of the tokens at `index`."""
+        given: dict[str, Any] = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": False}
+        if self.takes_positions:
+            given["position_ids"] = positions
+        if self._keeps_logits:
+            logits: Tensor = self.model(**given, logits_to_keep=index).logits[0]
+            return logits
+        return self.model(**given).logits[0][index]
+
+
+def _rounded(count: int) -> int:
+    """A number of rows whose products were most likely prepared before: at least two, from 16 on in steps of eight."""
+    return max(count, 2) if count <= 16 else -(-count // 8) * 8

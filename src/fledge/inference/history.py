@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fledge.inference.engine import Engine, PromptTooLong, Request
+from fledge.inference.engines.errors import CannotDo
 
 
 def fitted(engine: Engine, request: Request) -> tuple[Request, int]:
@@ -22,6 +23,8 @@ def fitted(engine: Engine, request: Request) -> tuple[Request, int]:
         try:
             if engine.count(shorter) + room <= engine.context or start == starts[-1]:
                 return shorter, start - len(opening)
+        except CannotDo:  # a server that counts no tokens says itself when it is too much
+            return request, 0
         except PromptTooLong:
             if start == starts[-1]:
                 raise

@@ -1,24 +1,23 @@
 """Our own engine: a `transformers` model in this process, with continuous batching.
 
-A worker thread owns the model. It repeats schedule → run → postprocess: newcomers are prefilled in small groups,
-then all running answers decode one token together; whoever is finished leaves at once. Nothing here compiles, swaps
-or speculates: the point is a scheduler that reads from top to bottom.
+A worker thread owns the model. It repeats schedule → run → postprocess: one forward pass takes the next token of all
+running answers and a piece of the prompts of newcomers, every answer gets its token, and whoever is finished leaves at
+once. Keys and values lie in blocks that answers share; a prompt that begins like an earlier one is not read again.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
-import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -26,19 +25,29 @@ from torch import Tensor
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
 from fledge.inference import scoring
-from fledge.inference.answer import Answer, Collector, Ticket
-from fledge.inference.engine import Delta, Listen, PromptTooLong, Request, Result, Scored
+from fledge.inference.answer import Answer, Ticket
+from fledge.inference.asking import Asking
+from fledge.inference.blocks import BlockPool
+from fledge.inference.changing import Changing
+from fledge.inference.constraint import Constraints
+from fledge.inference.devices import device_of, dtype_for
+from fledge.inference.drafting import DraftModel
+from fledge.inference.engine import Listen, PromptTooLong, Request, Scored
 from fledge.inference.forward import Forward
-from fledge.inference.sampling import logprobs_of, sample
-from fledge.inference.scheduler import Scheduler
+from fledge.inference.guessing import Guessing
+from fledge.inference.live import Live, second_tree
+from fledge.inference.pooling import Pooling, pooling_of
+from fledge.inference.sampling import logprob_of
+from fledge.inference.scheduler import Reading, Scheduler, Statistics, Step
+from fledge.inference.searching import BeamAnswer
 from fledge.records.chat import ChatRenderer
 from fledge.records.kinds import Conversation
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_LARGE = 100_000_000
-"""bytes of weights above which reading them is what a step waits for"""
+_WHOLE_LOGITS = 1 << 25
+"""numbers that the logits of a piece of a prompt may be, where all of them are wanted"""
 _LINGER = 2.0
 """seconds after which an idle worker ends, so that an engine that nobody refers to any more frees its model"""
 _OPEN: weakref.WeakSet[NativeEngine] = weakref.WeakSet()
@@ -51,7 +60,7 @@ def _close_all() -> None:
         engine.close()
 
 
-class NativeEngine:
+class NativeEngine(Asking, Changing):
     """An `Engine` over a causal language model (or, for `reward` only, a reward model) and its tokenizer."""
 
     def __init__(
@@ -64,110 +73,120 @@ class NativeEngine:
         context: int | None = None,
         prefill_tokens: int = 512,
         cache_bytes: int = 2 << 30,
+        prefix_cache: bool = True,
+        pooling: Pooling | None = None,
+        base: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
+        live: Live | None = None,
+        lookup: bool = True,
+        draft: Any = None,
+        int8: bool = False,
     ) -> None:
-        """`max_slots`: answers that decode together; `prefill_tokens`: prompt tokens read between two decoding steps;
-        `cache_bytes`: the most that keys and values may take (whoever does not fit waits)."""
-        self.model, self.tokenizer, self.renderer = model.eval(), tokenizer, renderer
-        self.forward = Forward(model)
+        """`max_slots`: answers that decode together; `prefill_tokens`: prompt tokens read beside them in one step;
+        `cache_bytes`: the most that keys and values may take (whoever does not fit waits; the context ends where a
+        single text would not fit any more); without `prefix_cache` nothing is kept for later requests; `pooling`: how
+        `embed` makes one vector of a text (the mean of its hidden states); `base`: the folder of the model, by which
+        adapters of another one are told; `adapters`: LoRA folders by name (`add_adapter`); `live`: as in `follow`;
+        `lookup`: whether tokens are guessed from what a text holds already; `draft`: a smaller model with the same
+        tokenizer that guesses, too; `int8`: the products in 8 bits, weights by output and inputs by token.
+
+        `model` itself is not changed: what is packed and fused is a second tree of modules over its weights."""
+        self.pooling = pooling or Pooling()
+        self.tokenizer, self.renderer = tokenizer, renderer
+        self.model = self._tree(model, base, live)
+        self.forward = Forward(self.model, int8=int8, keep=live is not None)
+        self.forward.use(self.adapters)
+        self.adapters.attach()
         self.context = min(context or self.forward.context, self.forward.context)
+        size = self.forward.block_tokens
+        blocks = -(-self.context // size)
+        if self.forward.writes:
+            blocks = max(1, cache_bytes // self.forward.bytes_per_block)
+            self.context = min(self.context, blocks * size)
+        self._pool = BlockPool(blocks, size, prefix_cache)
+        self._allocated = 0
         # A private copy that is never changed: threads may share it, and it reads control spellings as text.
         self._text = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._text.no_padding()
         self._text.no_truncation()
         self._text.encode_special_tokens = True
         self._stop_ids = _stop_ids(model, tokenizer)
-        self._scheduler = Scheduler(max_slots, prefill_tokens, cache_bytes)
+        vocabulary = model.config.get_text_config().vocab_size
+        rows = max(1, _WHOLE_LOGITS // vocabulary)
+        self._scheduler = Scheduler(self._pool, max_slots, prefill_tokens, logits_tokens=rows)
+        self._guessing = Guessing(lookup, None if draft is None else self._drafting(draft, vocabulary))
         self._inbox: deque[list[Ticket] | Callable[[], None]] = deque()
         self._news = threading.Condition()
         self._render_lock = threading.Lock()
-        self._closed = False
+        self._closed = self._ended = False
         self._worker: threading.Thread | None = None
         _OPEN.add(self)
+        self.add_adapters(adapters or {})
+
+    @classmethod
+    def follow(cls, model: Any, tokenizer: Any, renderer: ChatRenderer | None = None, **options: Any) -> NativeEngine:
+        """An engine over a model that is being trained. `refresh` follows its weights; the model stays in the mode in
+        which it is, with the modules that it has. A live LoRA (PEFT) is followed without packing its base again.
+
+        Raises FledgeError for a model of which this process has only a part.
+        """
+        return cls(model, tokenizer, renderer, live=Live(model), **options)
 
     @classmethod
     def from_folder(
-        cls, path: Path | str, dtype: str = "auto", device: str = "auto", *, reward: bool = False, **options: Any
-    ) -> NativeEngine:
+        cls, path: Path | str, dtype: str = "auto", device: str = "auto", *,
+        reward: bool = False, draft: Path | str | None = None, **options: Any,
+    ) -> NativeEngine:  # fmt: skip
         """An engine for a model folder (full, adapter or int8). dtype "auto": bfloat16 where the processor multiplies
-        it natively and the model is large enough to gain, else float32. `options` as in the constructor."""
+        it natively and the model is large enough to gain, else float32; "int8" is "auto" with the products in 8 bits.
+        `draft`: the folder of a smaller model with the same tokenizer, in the same dtype. `options` as in the
+        constructor."""
         from fledge.models.load import load_model, load_tokenizer
 
-        folder, device = Path(path), _device(device)
-        if dtype == "auto":
-            dtype = "bfloat16" if _fast_bfloat16(device) and _weight_bytes(folder) > _LARGE else "float32"
-        model = load_model(folder, dtype=dtype, device=device, reward=reward)
+        folder, device = Path(path), device_of(device)
+        if dtype == "int8":
+            dtype, options["int8"] = "auto", True
+        model = load_model(folder, dtype=dtype_for(folder, dtype, device), device=device, reward=reward)
         tokenizer = load_tokenizer(folder)
+        options = {"pooling": pooling_of(folder), "base": folder} | options
+        if draft is not None:
+            if load_tokenizer(Path(draft)).get_vocab() != tokenizer.get_vocab():
+                raise FledgeError(Problem(t("the draft model has another vocabulary"), "draft", str(draft)))
+            options["draft"] = load_model(Path(draft), dtype=dtype_for(folder, dtype, device), device=device)
         return cls(model, tokenizer, ChatRenderer(tokenizer) if tokenizer.chat_template else None, **options)
 
     # ---- requests
-
-    def submit(self, request: Request, listen: Listen) -> Ticket:
-        """Start a request. Raises FledgeError when its prompt is empty or leaves no room in the context."""
-        ticket = self._ticket(request, listen)
-        self._post([ticket])
-        return ticket
 
     def count(self, request: Request) -> int:
         """The tokens of a request's prompt. Raises what `submit` would raise."""
         return len(self._prompt(request))
 
-    def stream(self, request: Request) -> Iterator[Delta]:
-        """The deltas of a request as they come; closing the iterator cancels it."""
-        deltas: queue.SimpleQueue[Delta | FledgeError] = queue.SimpleQueue()
-        ticket = self.submit(request, deltas.put)
-        try:
-            unfinished = request.n
-            while unfinished:
-                delta = deltas.get()
-                if isinstance(delta, FledgeError):
-                    raise delta
-                unfinished -= delta.finish_reason is not None
-                yield delta
-        finally:
-            ticket.cancel()
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """All answers, in order. All requests enter at once: on an idle engine the batches are always the same."""
-        waiting = threading.Semaphore(0)
-        entries: list[tuple[Ticket, Collector] | FledgeError] = []
-        for request in requests:
-            collector = Collector(request, waiting.release)
-            try:
-                entries.append((self._ticket(request, collector), collector))
-            except FledgeError as error:
-                entries.append(error)
-        tickets = [entry[0] for entry in entries if not isinstance(entry, FledgeError)]
-        self._post(tickets)
-        try:
-            for _ in tickets:
-                waiting.acquire()
-        except BaseException:  # Ctrl-C: do not go on computing what nobody waits for
-            for ticket in tickets:
-                ticket.cancel()
-            raise
-        return [
-            Result(error=entry) if isinstance(entry, FledgeError) else entry[1].result(entry[0].prompt_tokens)
-            for entry in entries
-        ]
+    def statistics(self) -> Statistics:
+        """What it is doing and has done; any thread may ask, any time."""
+        return self._scheduler.statistics()
 
     # ---- probabilities, rewards, vectors
 
-    def score(self, prompt_ids: Sequence[Sequence[int]], continuation_ids: Sequence[Sequence[int]]) -> list[Scored]:
-        """Log-probabilities (fp32) of each continuation after its prompt. Equal prompts are read once.
+    def score(
+        self, prompt_ids: Sequence[Sequence[int]], continuation_ids: Sequence[Sequence[int]], adapter: str = ""
+    ) -> list[Scored]:
+        """Log-probabilities (fp32) of each continuation after its prompt, as the `adapter` of that name says.
 
         Raises FledgeError for an empty prompt or continuation, or one beyond the context.
         """
-        return scoring.score(self._call, self.forward, self.context, prompt_ids, continuation_ids)
+        return scoring.score(self._reading(adapter), self.forward, self.context, prompt_ids, continuation_ids)
 
     def reward(self, conversations: Sequence[Conversation]) -> list[float]:
         """The reward model's score of each conversation. Raises FledgeError when the model is no reward model."""
         with self._render_lock:
             rows = [self._rendered(conversation.messages, answer=False) for conversation in conversations]
-        return scoring.reward(self._call, self.forward, self.context, rows)
+        return scoring.reward(self._reading(""), self.forward, self.context, rows)
 
-    def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """The mean of the last hidden states over each text's tokens (fp32)."""
-        return scoring.embed(self._call, self.forward, self.context, [self._text.encode(text).ids for text in texts])
+    def embed(self, texts: Sequence[str], adapter: str = "") -> list[list[float]]:
+        """The mean of the last hidden states over each text's tokens (fp32), or what `pooling` says."""
+        rows = [list(self._text.encode(text).ids) for text in texts]
+        body = scoring.body_of(self.model)
+        return scoring.embed(self._reading(adapter), body, self.context, rows, self.pooling)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: control spellings stay text, no special tokens are added."""
@@ -198,19 +217,56 @@ class NativeEngine:
     def _ticket(self, request: Request, listen: Listen) -> Ticket:
         prompt = self._prompt(request)
         stop_ids = self._stop_ids if request.stop_ids is None else frozenset(request.stop_ids)
-        if request.messages is not None and request.stop_ids is None and self.renderer is not None:
-            stop_ids |= frozenset(self.renderer.stop_ids)
+        renderer = self._writing(request.adapter)
+        if request.messages is not None and request.stop_ids is None and renderer is not None:
+            stop_ids |= frozenset(renderer.stop_ids)
         room = self.context - len(prompt)
         limit = min(request.max_new_tokens or room, room)
-        return Ticket(request, prompt, stop_ids, limit, self._text, listen, self._wake)
+        guide = self._constraints.guide(request.constraint, stop_ids) if request.constraint else None
+        ticket = Ticket(request, prompt, stop_ids, limit, self._text, listen, self._wake, guide)
+        ticket.cache_key = self.adapters.key(request.adapter)
+        if request.beams > 1:
+            self._check_beams(request, len(prompt), limit)
+            ticket.answers = [BeamAnswer(ticket, self._text)]
+        return ticket
+
+    @cached_property
+    def _constraints(self) -> Constraints:
+        return Constraints(self._text.to_str())
+
+    def _check_beams(self, request: Request, prompt: int, limit: int) -> None:
+        """Raise FledgeError where the beams could not be held even if they were alone."""
+        size = self._pool.block_tokens
+        shared = prompt // size
+        needed = shared + request.beams * (-(-(prompt + limit) // size) - shared + 1)
+        if needed > self._pool.size:
+            raise FledgeError(
+                Problem(
+                    t("so many beams of this length do not fit into the cache"),
+                    "beams",
+                    found=t("{n} tokens", n=needed * size),
+                    allowed=t("at most {n} tokens", n=self._pool.size * size),
+                    fix=t("ask for fewer beams or fewer new tokens"),
+                )
+            )
+
+    def _drafting(self, model: Any, vocabulary: int) -> DraftModel:
+        """The draft model, with as many blocks as this one has."""
+        known, own = model.config.get_text_config().vocab_size, len(self.tokenizer)
+        if known < own:
+            raise FledgeError(
+                Problem(t("the draft model has another vocabulary"), "draft", str(known), t("{n} tokens", n=own))
+            )
+        return DraftModel(Forward(second_tree(model.eval())), self._pool.size, vocabulary)
 
     def _prompt(self, request: Request) -> list[int]:
         """The token ids of a request's prompt, seen to be ones that the model can go on from."""
         if not self.forward.writes:
             raise FledgeError(t("this is a reward model: it scores texts and writes none"))
+        self.adapters.key(request.adapter)  # raises when there is none
         if request.messages is not None:
             with self._render_lock:
-                prompt = self._rendered(request.messages, answer=True)
+                prompt = self._rendered(request.messages, answer=True, adapter=request.adapter)
         elif request.text is not None:
             prompt = list(self._text.encode(request.text).ids)
         else:
@@ -234,10 +290,11 @@ class NativeEngine:
             )
         return prompt
 
-    def _rendered(self, messages: Sequence[Any], answer: bool) -> list[int]:
-        if self.renderer is None:
+    def _rendered(self, messages: Sequence[Any], answer: bool, adapter: str = "") -> list[int]:
+        renderer = self._writing(adapter)
+        if renderer is None:
             raise FledgeError(Problem(t("this model has no chat template"), fix=t("give it plain text instead")))
-        return list(self.renderer.render(tuple(messages), add_generation_prompt=answer).ids)
+        return list(renderer.render(tuple(messages), add_generation_prompt=answer).ids)
 
     # ---- the worker
 
@@ -252,7 +309,9 @@ class NativeEngine:
             self._news.notify()
 
     def _wake(self) -> None:
+        """Some request has ended early: it was cancelled or failed."""
         with self._news:
+            self._ended = True
             self._news.notify()
 
     def _call(self, function: Callable[[], T]) -> T:
@@ -279,12 +338,16 @@ class NativeEngine:
                 if self._closed:
                     break
                 news = [self._inbox.popleft() for _ in range(len(self._inbox))]
+                ended, self._ended = self._ended, False
             for item in news:
                 if callable(item):
                     item()
                 else:
-                    for ticket in item:
+                    for ticket in filter(self._is_readable, item):
                         self._scheduler.add(ticket)
+            if ended:
+                self._cancel(ticket for ticket in self._scheduler.tickets() if ticket.cancelled)
+                self._scheduler.sweep()
             try:
                 self._step()
             except Exception as error:  # out of memory, a broken model: the requests fail, the engine lives on
@@ -294,40 +357,67 @@ class NativeEngine:
                     ticket.fail(FledgeError(problem))
                 self._scheduler.clear()
         self._cancel(self._scheduler.tickets())
-        self._cancel(ticket for item in self._inbox if not callable(item) for ticket in item)
+        for item in list(self._inbox):
+            if callable(item):  # somebody waits for its value
+                item()
+            else:
+                self._cancel(item)
 
     def _step(self) -> None:
-        """One round: schedule, run, postprocess."""
-        scheduler = self._scheduler
-        self._cancel(ticket for ticket in scheduler.tickets() if ticket.cancelled)
-        scheduler.sweep()
-        if (group := scheduler.admit()) is not None:
-            logits = self.forward.prefill(group, scheduler.prefill_tokens)
-            if logits is not None:
-                self._extend(*scheduler.start(group, logits))
-                scheduler.sweep()
-        scheduler.make_room()
-        if scheduler.running:
-            last = [answer.ids[-1] for answer in scheduler.running]
-            self._extend(list(scheduler.running), self.forward.decode(last, scheduler.cache))
-            scheduler.sweep()
+        """One round: guess, schedule, run, postprocess."""
+        self._guessing.propose(self._scheduler.running)
+        step = self._scheduler.schedule()
+        if step.shares:
+            logits = self._run(step)
+            self._read_prompts(step, logits)
+            self._extend(self._scheduler.advance(step), logits)
+            self._scheduler.settle()
+        self._guessing.settle()
 
-    def _extend(self, answers: list[Answer], logits: Tensor) -> None:
-        """Give every answer its next token from its row of logits (B, V); rows without numbers fail alone."""
+    def _run(self, step: Step) -> Tensor:
+        """The logits (rows, V) of a step's parts, fp32."""
+        reach = self._pool.reach
+        if self._allocated < reach:  # half ahead, so that it is not copied every time
+            ahead = min(self._pool.size, reach + max(64, reach // 2))
+            self.forward.allocate(ahead)
+            self._allocated = ahead
+        if step.unclean:
+            self.forward.clear(step.unclean)
+        for source, target in step.copies:
+            self.forward.copy(source, target)
+        return self.forward.run(step.parts)
+
+    def _read_prompts(self, step: Step, logits: Tensor) -> None:
+        """Log-probabilities of the prompts' own tokens, where they are wanted."""
+        for share in step.shares:
+            reading = share.owner
+            if isinstance(reading, Reading) and reading.logprobs_asked is not None:
+                following = reading.table.ids[share.parts[0].start + 1 : share.parts[0].end + 1]
+                rows = logits[share.rows.start : share.rows.stop].cpu().numpy()
+                reading.logprobs += [
+                    logprob_of(row, token, reading.logprobs_asked) for row, token in zip(rows, following, strict=False)
+                ]
+
+    def _extend(self, due: list[tuple[Answer, range]], logits: Tensor) -> None:
+        """Give every answer its next tokens from its rows of logits; rows without numbers fail alone."""
+        if not due:
+            return
+        sound = torch.isfinite(logits.amax(-1)).cpu().numpy()
         rows = logits.cpu().numpy()
-        sound = np.isfinite(rows.max(-1))
-        if not sound.all():
-            for answer, good in zip(answers, sound, strict=True):
-                if not good:
-                    answer.ticket.fail(FledgeError(Problem(t("the model gave no numbers (NaN or infinity)"))))
-            rows, answers = rows[sound], [answer for answer, good in zip(answers, sound, strict=True) if good]
-        states = [answer.sampling for answer in answers]
-        tokens = sample(rows, states)
-        for answer, token, logprob in zip(answers, tokens, logprobs_of(rows, tokens, states), strict=True):
-            if not answer.finished:  # a sibling's failure may have ended it
-                answer.take(token, logprob)
+        for answer, places in due:
+            if answer.finished:  # a sibling's failure may have ended it
+                continue
+            mine = slice(places.start, places.stop)
+            if not sound[mine].all():
+                answer.ticket.fail(FledgeError(Problem(t("the model gave no numbers (NaN or infinity)"))))
+                continue
+            try:
+                self._scheduler.draft_tokens += len(answer.draft)
+                self._scheduler.accepted_tokens += answer.extend(rows[mine])
+            except FledgeError as error:  # its constraint leaves no way to go on
+                answer.ticket.fail(error)
 
-    def _cancel(self, tickets: Iterator[Ticket]) -> None:
+    def _cancel(self, tickets: Iterable[Ticket]) -> None:
         for ticket in list(tickets):
             for answer in ticket.answers:
                 if not answer.finished:
@@ -340,25 +430,3 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     found = [tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)]
     flat = [id for item in found for id in (item if isinstance(item, (list, tuple)) else [item])]
     return frozenset(id for id in flat if id is not None)
-
-
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _fast_bfloat16(device: str) -> bool:
-    """Whether bfloat16 matrix products run in hardware there."""
-    if device != "cpu":
-        return True
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-
-
-def _weight_bytes(folder: Path) -> int:
-    """The size of a folder's weights; an adapter's are its base's."""
-    from fledge.models.load import base_of, is_adapter
-
-    if is_adapter(folder):
-        folder = base_of(folder)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

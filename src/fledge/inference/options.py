@@ -9,10 +9,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fledge.core.errors import FledgeError, Problem, did_you_mean
 from fledge.core.language import t
-from fledge.inference.engine import Request
+from fledge.inference.engine import Constraint, Request
 from fledge.records.kinds import Message
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+
+
+class SchemaFormat(BaseModel):
+    """A JSON Schema as OpenAI wraps it. It is always kept to, `strict` or not."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = ""
+    description: str | None = None
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What an answer has to be: text, a JSON object, or JSON of a schema."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+    def constraint(self) -> Constraint | None:
+        """The engine's constraint; None for text."""
+        if self.type == "json_object":
+            return Constraint("json_schema", '{"type": "object"}')
+        if self.type == "json_schema" and self.json_schema is None:
+            raise FledgeError(Problem(t('"{key}" is missing', key="json_schema"), "response_format"))
+        return Constraint("json_schema", json.dumps(self.json_schema.schema_)) if self.json_schema else None
 
 
 class SamplingOptions(BaseModel):
@@ -32,6 +58,14 @@ class SamplingOptions(BaseModel):
     logit_bias: dict[str, float] | None = Field(None, description="added to the logits of these token ids")
     seed: Seed | None = Field(None, description="the same seed gives the same draw")
     stop: str | list[str] | None = Field(None, description="texts that end the answer")
+    best_of: int | None = Field(None, ge=1, le=128, description="sample this many and return the n likeliest")
+    num_beams: int = Field(1, ge=1, le=32, description="beam search with this many beams instead of sampling")
+    length_penalty: float = Field(1.0, description="above 0 beam search prefers longer texts, below 0 shorter ones")
+    response_format: ResponseFormat | None = Field(None, description="text, json_object or json_schema")
+    guided_json: dict[str, Any] | str | bool | None = Field(None, description="a JSON Schema; true: any JSON")
+    guided_regex: str | None = Field(None, description="a regular expression that the answer matches")
+    guided_grammar: str | None = Field(None, description="a grammar in Lark's notation that has the answer as a word")
+    speculate: bool = Field(True, description="false: no guessing ahead (it changes how fast, not what is likely)")
 
     def to_request(self, **prompt: Any) -> Request:
         """The engine's request; `prompt` holds messages, text or prompt_ids (and what else the caller sets)."""
@@ -47,11 +81,34 @@ class SamplingOptions(BaseModel):
             "presence_penalty": self.presence_penalty or 0.0,
             "frequency_penalty": self.frequency_penalty or 0.0,
             "logit_bias": {int(token): value for token, value in bias.items()},
+            "best_of": self.best_of,
+            "beams": self.num_beams,
+            "length_penalty": self.length_penalty,
+            "constraint": self.constraint(),
+            "speculate": self.speculate,
         }
         return Request(
             n=self.n, top_k=max(self.top_k, 0), min_p=self.min_p, repetition_penalty=self.repetition_penalty,
             seed=self.seed, stop=tuple(stop), **(given | prompt),
         )  # fmt: skip
+
+    def constraint(self) -> Constraint | None:
+        """What the answer has to be. Raises FledgeError when that is said twice."""
+        given: dict[str, Constraint] = {}
+        if self.response_format is not None and (wanted := self.response_format.constraint()) is not None:
+            given["response_format"] = wanted
+        if self.guided_json is True:
+            given["guided_json"] = Constraint("json")
+        elif self.guided_json not in (None, False):
+            schema = self.guided_json if isinstance(self.guided_json, str) else json.dumps(self.guided_json)
+            given["guided_json"] = Constraint("json_schema", schema)
+        if self.guided_regex is not None:
+            given["guided_regex"] = Constraint("regex", self.guided_regex)
+        if self.guided_grammar is not None:
+            given["guided_grammar"] = Constraint("grammar", self.guided_grammar)
+        if len(given) > 1:
+            raise FledgeError(Problem(t("an answer can have one constraint only"), ", ".join(given)))
+        return next(iter(given.values()), None)
 
 
 class TextPart(BaseModel):

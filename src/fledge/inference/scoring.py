@@ -7,6 +7,7 @@ prompt once.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
 from fledge.inference.engine import Scored
 from fledge.inference.forward import Forward
+from fledge.inference.pooling import Pooling
 
 T = TypeVar("T")
 Call = Callable[[Callable[[], T]], T]
@@ -50,21 +52,27 @@ def score(
     for place, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         if not prompt or not continuation:
             raise FledgeError(Problem(t("a prompt or continuation is empty"), t("item {n}", n=place)))
-        _check_length(len(prompt) + len(continuation) - 1, context, place)
+        check_length(len(prompt) + len(continuation) - 1, context, place)
     found: dict[int, Scored] = {}
-    for batch in _batches(_rows(prompts, continuations), forward):
+    for batch in _batches(_rows(prompts, continuations, forward.takes_positions), forward):
         found |= call(partial(_score, forward, batch))
     return [found[place] for place in range(len(prompts))]
 
 
-def _rows(prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[_Row]:
-    """Rows with at most `_ROW_TOKENS` tokens (or one branch), each prompt once while it fits, sorted by length."""
+def _rows(
+    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], branching: bool = True
+) -> list[_Row]:
+    """Rows with at most `_ROW_TOKENS` tokens (or one branch), each prompt once while it fits, sorted by length.
+
+    A model that is told no positions (ALiBi) would take a second branch for further away than it is: there a row has
+    one branch.
+    """
     finished: list[_Row] = []
     rows: dict[tuple[int, ...], _Row] = {}
     for place, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         key = tuple(prompt)
         row = rows.setdefault(key, _Row(list(prompt)))
-        if row.branches and row.length + len(continuation) > _ROW_TOKENS:
+        if row.branches and (not branching or row.length + len(continuation) > _ROW_TOKENS):
             finished.append(row)
             row = rows[key] = _Row(list(prompt))
         row.branches.append((place, list(continuation)))
@@ -109,10 +117,10 @@ def _score(forward: Forward, batch: list[_Row]) -> dict[int, Scored]:
     branching = bool((segments > 1).any())  # without, padding on the right needs no mask: nobody looks ahead
     logits = forward.model(
         input_ids=ids.to(forward.device),
-        position_ids=positions.to(forward.device) if branching else None,
         attention_mask=forward.mask(_branch_mask(segments).to(forward.device)) if branching else None,
         use_cache=False,
         logits_to_keep=torch.arange(first, width, device=forward.device),
+        **({"position_ids": positions.to(forward.device)} if branching else {}),
     ).logits.float()
     rows, columns, tokens, places = torch.tensor(wanted, device=forward.device).T
     norms, best = logits.logsumexp(-1), logits.argmax(-1)  # (B, columns)
@@ -145,31 +153,45 @@ def reward(call: Call[Any], forward: Forward, context: int, rows: Sequence[Seque
         values: list[float] = forward.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
         return values
 
-    return _by_length(call, forward, context, rows, run, pad or 0, alone=pad is None)
+    return _by_length(call, forward.device, context, rows, run, pad or 0, alone=pad is None)
 
 
-def embed(call: Call[Any], forward: Forward, context: int, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The mean of the last hidden states over every row's tokens."""
+def embed(
+    call: Call[Any], body: Any, context: int, rows: Sequence[Sequence[int]], pooling: Pooling | None = None
+) -> list[list[float]]:  # fmt: skip
+    """One vector a row from the last hidden states of `body`, a model without its head. See `Engine.embed`."""
+    pool = pooling or Pooling()
+    options = {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
 
     def run(ids: Tensor, mask: Tensor) -> list[list[float]]:
-        options = {"logits_to_keep": 1, "use_cache": False} if forward.writes else {}
-        output = forward.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, **options)
-        weights = mask[:, :, None].float()
-        mean: list[list[float]] = ((output.hidden_states[-1].float() * weights).sum(1) / weights.sum(1)).tolist()
-        return mean
+        vectors: list[list[float]] = pool(
+            body(input_ids=ids, attention_mask=mask, **options).last_hidden_state, mask
+        ).tolist()
+        return vectors
 
-    return _by_length(call, forward, context, rows, run)
+    return _by_length(call, body.device, context, rows, run, pad_of(body))
+
+
+def body_of(model: Any) -> Any:
+    """A model without its head, adapters included: what gives hidden states."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    return inner.get_encoder() if inner.config.is_encoder_decoder else inner.base_model
+
+
+def pad_of(model: Any) -> int:
+    """The id that stands behind short rows; families that count positions from behind it need the right one."""
+    return int(model.config.get_text_config().pad_token_id or 0)
 
 
 def _by_length(
-    call: Call[Any], forward: Forward, context: int, rows: Sequence[Sequence[int]],
+    call: Call[Any], device: Any, context: int, rows: Sequence[Sequence[int]],
     run: Callable[[Tensor, Tensor], list[T]], pad: int = 0, alone: bool = False,
 ) -> list[T]:  # fmt: skip
     """`run(ids (B, T), mask (B, T))` over batches of similar length; its values in the caller's order."""
     for place, row in enumerate(rows):
         if not row:
             raise FledgeError(Problem(t("the text is empty"), t("item {n}", n=place)))
-        _check_length(len(row), context, place)
+        check_length(len(row), context, place)
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     found: dict[int, T] = {}
     while order:
@@ -180,12 +202,13 @@ def _by_length(
         width = len(rows[places[-1]])
         ids = torch.tensor([[*rows[place], *[pad] * (width - len(rows[place]))] for place in places])
         mask = torch.tensor([[1] * len(rows[place]) + [0] * (width - len(rows[place])) for place in places])
-        values = call(partial(run, ids.to(forward.device), mask.to(forward.device)))
+        values = call(partial(run, ids.to(device), mask.to(device)))
         found |= zip(places, values, strict=True)
     return [found[place] for place in range(len(rows))]
 
 
-def _check_length(length: int, context: int, place: int) -> None:
+def check_length(length: int, context: int, place: int) -> None:
+    """Raise FledgeError when item `place` of a list is longer than the context."""
     if length > context:
         raise FledgeError(
             Problem(

@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Response
@@ -20,18 +20,25 @@ from prometheus_client import CONTENT_TYPE_LATEST
 import fledge
 from fledge.core.errors import FledgeError
 from fledge.inference.engine import Delta, Engine, Request
+from fledge.inference.prompting.tools import Tool
+from fledge.serving import techniques
 from fledge.serving.errors import ClientGone, add_handlers, describe
-from fledge.serving.replies import ChatReply, Reply, TextReply, event
+from fledge.serving.replies import ChatReply, Echo, Reply, TextReply, event
 from fledge.serving.schema import ChatRequest, CompletionRequest
 from fledge.serving.service import Answers, Service
+from fledge.serving.tokens import add_token_routes
 
 T = TypeVar("T")
 
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def create_app(engines: Mapping[str, Engine]) -> FastAPI:
-    """The application that serves `engines` under their names. It needs nothing from the network."""
+def create_app(engines: Mapping[str, Engine], tools: Mapping[str, Tool] | None = None) -> FastAPI:
+    """The application that serves `engines` under their names. It needs nothing from the network.
+
+    `tools`: what techniques that clients ask for may use; None: the calculator.
+    """
+    allowed = techniques.TOOLS if tools is None else tools
     app = FastAPI(title="fledge", version=fledge.__version__, docs_url=None, redoc_url=None)
     app.state.service = service = Service(engines)
     add_handlers(app)
@@ -54,15 +61,23 @@ def create_app(engines: Mapping[str, Engine]) -> FastAPI:
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, http: HttpRequest) -> Response | dict[str, Any]:
+        if body.technique is not None and body.stream:
+            return await _begun(techniques.chunks(service, body, allowed), http)
+        if body.technique is not None:
+            return await _unless_gone(techniques.whole(service, body, allowed), http)
         name, engine = service.engine(body.model)
-        reply = ChatReply(name, engine, body.include_usage)
+        reply = ChatReply(name, engine, body.include_usage, body)
         return await _reply(service, reply, [body.request()], body.stream, http)
 
     @app.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, http: HttpRequest) -> Response | dict[str, Any]:
         name, engine = service.engine(body.model)
-        reply = TextReply(name, engine, body.include_usage)
+        reply = TextReply(name, engine, body.include_usage, body)
+        if body.echo:
+            reply.echoes = [Echo.of(engine, prompt) for prompt in body.prompts for _ in range(body.n)]
         return await _reply(service, reply, body.requests(), body.stream, http)
+
+    add_token_routes(app, service)
 
     @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing(path: str) -> None:  # else the pages mounted at / would answer, in HTML
@@ -72,9 +87,11 @@ def create_app(engines: Mapping[str, Engine]) -> FastAPI:
 
 
 def _model_card(service: Service, name: str) -> dict[str, Any]:
-    context = service.engines[name].context
+    engine = service.engines[name]
     card = {"id": name, "object": "model", "created": service.started, "owned_by": "fledge"}
-    return card | {"max_model_len": context}
+    base = getattr(engine, "base", None)  # an adapter stands on another model of this server
+    parent = next((other for other, candidate in service.engines.items() if candidate is base), None)
+    return card | {"max_model_len": engine.context} | ({"parent": parent} if parent else {})
 
 
 async def _reply(
@@ -88,7 +105,7 @@ async def _reply(
             chunks = _chunks(reply, answers, first, stack.pop_all())
             return StreamingResponse(chunks, media_type="text/event-stream", headers=_STREAM_HEADERS)
         deltas = await _unless_gone(_collect(answers), http)
-        return reply.complete(deltas, answers.prompt_tokens, answers.completion_tokens)
+        return reply.complete(deltas, answers.prompt_tokens, answers.completion_tokens, answers.prompt_logprobs)
 
 
 async def _collect(answers: Answers) -> list[list[Delta]]:
@@ -109,7 +126,8 @@ async def _chunks(reply: Reply, answers: Answers, first: Delta, stack: AsyncExit
                 if delta.index not in opened and (opening := reply.first(delta.index)) is not None:
                     yield reply.chunk(opening)
                 opened.add(delta.index)
-                if delta.text or delta.logprobs or delta.finish_reason:  # half a character says nothing yet
+                named = delta.token_ids and reply.tokens.return_token_ids
+                if delta.text or delta.logprobs or delta.finish_reason or named:  # half a character says nothing yet
                     yield reply.chunk(reply.part(delta.index, delta))
                 delta = await anext(answers, None)
     except FledgeError as error:
@@ -118,6 +136,19 @@ async def _chunks(reply: Reply, answers: Answers, first: Delta, stack: AsyncExit
     if reply.include_usage:
         yield reply.usage_chunk(answers.prompt_tokens, answers.completion_tokens)
     yield "data: [DONE]\n\n"
+
+
+async def _begun(events: AsyncGenerator[str, None], http: HttpRequest) -> StreamingResponse:
+    """A stream whose first event is there: what fails before it fails the call."""
+    first = await _unless_gone(anext(events), http)
+
+    async def all_events() -> AsyncIterator[str]:
+        async with aclosing(events):
+            yield first
+            async for text in events:
+                yield text
+
+    return StreamingResponse(all_events(), media_type="text/event-stream", headers=_STREAM_HEADERS)
 
 
 async def _unless_gone(work: Awaitable[T], http: HttpRequest) -> T:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from fledge.core.errors import FledgeError, did_you_mean
 from fledge.core.language import t
 from fledge.inference.engine import PromptTooLong
+from fledge.inference.engines.errors import EngineError
 from fledge.serving.schema import ApiRequest, ChatRequest, CompletionRequest
 from fledge.serving.service import EngineFailed, UnknownModel
 
@@ -37,6 +38,9 @@ def error_object(message: str, type: str, param: str | None = None, code: str | 
 
 def describe(error: FledgeError) -> tuple[int, dict[str, Any]]:
     """Status and body for one of our errors."""
+    if isinstance(error, EngineError):  # of the engine behind this server
+        kind = "invalid_request_error" if error.status == 400 else "server_error"
+        return error.status, error_object(str(error), kind, error.problems[0].where or None)
     status, kind, code = next(value for cls, value in _STATUS.items() if isinstance(error, cls))
     return status, error_object(str(error), kind, error.problems[0].where or None, code)
 
@@ -47,7 +51,8 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(FledgeError)
     async def ours(request: Request, error: FledgeError) -> JSONResponse:
         status, body = describe(error)
-        return JSONResponse(body, status)
+        seconds = getattr(error, "retry_after", None)
+        return JSONResponse(body, status, None if seconds is None else {"Retry-After": f"{seconds:g}"})
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from fledge.core.errors import FledgeError
 
+_GAUGES = {
+    "waiting": "Answers that wait for a place",
+    "reading": "Answers whose prompts are being read",
+    "running": "Answers being written",
+    "blocks_total": "Blocks of keys and values there may be",
+    "blocks_used": "Blocks that answers refer to",
+    "blocks_cached": "Blocks kept for prompts that begin like earlier ones",
+    "fragmentation": "Share of the used blocks' slots that hold no token",
+}
+_COUNTERS = {
+    "prompt_tokens": "Tokens of prompts to read, those put back included",
+    "prefix_hit_tokens": "Those that did not have to be computed",
+    "preemptions": "How often an answer was put back for want of blocks",
+    "draft_tokens": "Tokens guessed ahead",
+    "accepted_tokens": "Guessed tokens that stayed",
+}
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
     """The metrics of one server; a registry of its own, so that two servers in one process do not mix."""
 
-    def __init__(self) -> None:
+    def __init__(self, engines: Mapping[str, Any]) -> None:
+        """`engines`, by model: those that keep `statistics` are asked for them at every scrape."""
         self.registry = registry = CollectorRegistry()
+        registry.register(EngineCollector(engines))
         model = ["model"]
         self.requests = Counter(
             "fledge_requests", "Requests, by how they ended", [*model, "outcome"], registry=registry
@@ -49,6 +68,23 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus' format."""
         return generate_latest(self.registry)
+
+
+class EngineCollector:
+    """What the engines themselves know: their queues, their blocks, their prefix cache."""
+
+    def __init__(self, engines: Mapping[str, Any]) -> None:
+        self.engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        """As Prometheus' library wants them."""
+        known = {name: engine.statistics() for name, engine in self.engines.items() if hasattr(engine, "statistics")}
+        for kind, family in ((_GAUGES, GaugeMetricFamily), (_COUNTERS, CounterMetricFamily)):
+            for field, text in kind.items():
+                metric = family(f"fledge_engine_{field}", text, labels=["model"])
+                for name, statistics in known.items():
+                    metric.add_metric([name], getattr(statistics, field))
+                yield metric
 
 
 class Timing:

@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 
 from fastapi import FastAPI
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.inference.native import NativeEngine
+from fledge.inference.adapted import AdaptedEngine
+from fledge.inference.opening import open_engine
+from fledge.inference.prompting.tools import Tool
 from fledge.serving.app import create_app
 
 
 def serve(
-    path: Path,
+    path: Path | str,
     name: str,
     host: str = "127.0.0.1",
     port: int = 8000,
     dtype: str = "auto",
     device: str = "auto",
     mount: Callable[[FastAPI], None] | None = None,
+    adapters: Mapping[str, Path] | None = None,
+    engine: str = "native",
+    tools: Mapping[str, Tool] | None = None,
 ) -> None:
-    """Serve the model folder `path` under `name` until Ctrl-C or SIGTERM. `mount` may add pages to the application.
+    """Serve the model folder (or URL) `path` under `name` until Ctrl-C or SIGTERM. `mount` may add pages to the
+    application. Without a name, a URL's model has the name that it has there.
+
+    `adapters`: LoRA folders on that model, each served under its own name. `engine` as `open_engine` has it.
+    `tools`: what prompting techniques may use that clients ask for; None: the calculator.
 
     Port 0 takes a free one. Raises FledgeError when the address cannot be had, before the model is loaded.
     """
     import uvicorn
 
     listening = _listen(host, port)
-    with listening, NativeEngine.from_folder(path, dtype=dtype, device=device) as engine:
-        app = create_app({name: engine})
+    with listening, closing(open_engine(path, dtype, device, engine=engine, adapters=adapters)) as opened:
+        name = name or str(opened.model)
+        adapted = {adapter: AdaptedEngine(opened, adapter) for adapter in adapters or ()}
+        app = create_app({name: opened} | adapted, tools)
         if mount is not None:
             mount(app)
         # Streams that are open when one asks it to stop are given a moment, then cut.

@@ -10,6 +10,8 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
 from fledge.inference.engine import Request
 from fledge.inference.options import ChatMessage, SamplingOptions
+from fledge.inference.prompting import AnyTechnique
+from fledge.serving.tokens import TokenOptions
 
 
 class StreamOptions(BaseModel):
@@ -20,7 +22,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class ApiRequest(SamplingOptions):
+class ApiRequest(SamplingOptions, TokenOptions):
     """What both endpoints share. The last group has no effect on the text and is accepted for clients that send it."""
 
     model: str | None = None
@@ -62,16 +64,17 @@ class ChatRequest(ApiRequest):
     functions: list[Any] | None = None
     function_call: Any = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     reasoning_effort: Any = None
+
+    technique: AnyTechnique | None = None
+    """a prompting technique by which the question is answered (`serving.techniques`)"""
 
     def request(self) -> Request:
         """What the engine is asked. Raises FledgeError for what the server cannot do."""
         self.refuse_unsupported(
             tools=([],), tool_choice=("none", "auto"), functions=([],), function_call=("none", "auto"),
-            parallel_tool_calls=(True, False), response_format=({"type": "text"},), modalities=(["text"],),
-            reasoning_effort=("none",),
+            parallel_tool_calls=(True, False), modalities=(["text"],), reasoning_effort=("none",),
         )  # fmt: skip
         if self.top_logprobs is not None and not self.logprobs:
             raise FledgeError(Problem(t("top_logprobs needs logprobs: true"), "top_logprobs"))
@@ -80,7 +83,7 @@ class ChatRequest(ApiRequest):
             prompt["max_new_tokens"] = self.max_completion_tokens
         if self.logprobs:
             prompt["logprobs"] = self.top_logprobs or 0
-        return self.to_request(**prompt)
+        return self.to_request(**prompt, **self.token_fields(self.stream))
 
 
 class CompletionRequest(ApiRequest):
@@ -92,17 +95,24 @@ class CompletionRequest(ApiRequest):
 
     echo: bool | None = None
     suffix: str | None = None
-    best_of: int | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or many, as texts or token ids."""
+        given: list[Any] = list(self.prompt) if isinstance(self.prompt, list) else [self.prompt]
+        return [given] if given and isinstance(given[0], int) else given
 
     def requests(self) -> list[Request]:
         """What the engine is asked, one request a prompt. Raises FledgeError for what the server cannot do."""
-        self.refuse_unsupported(echo=(False,), suffix=("",), best_of=(1, self.n))
-        prompts: list[Any] = list(self.prompt) if isinstance(self.prompt, list) else [self.prompt]
-        if prompts and isinstance(prompts[0], int):
-            prompts = [prompts]
-        if not 1 <= len(prompts) <= 128:
+        self.refuse_unsupported(suffix=("",))
+        if not 1 <= len(self.prompts) <= 128:
             raise FledgeError(Problem(t("the prompt is empty, or there are too many"), "prompt", allowed="1 … 128"))
+        if self.echo and self.logprobs is not None and self.stream:
+            raise FledgeError(Problem(t("logprobs of an echoed prompt cannot be streamed"), "echo"))
+        shared = {"logprobs": self.logprobs, **self.token_fields(self.stream)}
+        if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
+            shared["prompt_logprobs"] = self.logprobs
         return [
-            self.to_request(logprobs=self.logprobs, **({"text": p} if isinstance(p, str) else {"prompt_ids": tuple(p)}))
-            for p in prompts
+            self.to_request(**shared, **({"text": p} if isinstance(p, str) else {"prompt_ids": tuple(p)}))
+            for p in self.prompts
         ]

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
 from fledge.core.language import t
-from fledge.inference.engine import Delta, Engine, Handle, Request
+from fledge.inference.engine import Delta, Engine, Handle, PromptTooLong, Request, TokenLogprob
+from fledge.inference.engines.errors import EngineError
 from fledge.serving.metrics import Metrics, Timing
 
 
@@ -27,7 +28,7 @@ class Service:
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
         self.engines = dict(engines)
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.engines)
         self.started = int(time.time())
 
     def engine(self, model: str | None) -> tuple[str, Engine]:
@@ -65,11 +66,11 @@ class Answers:
 
     def __init__(self, engine: Engine, requests: Sequence[Request], timing: Timing) -> None:
         self.count = sum(request.n for request in requests)
-        self.prompt_tokens = self.completion_tokens = 0
+        self.completion_tokens = 0
         self._engine, self._requests, self._timing = engine, requests, timing
         self._deltas: asyncio.Queue[Delta | FledgeError] = asyncio.Queue()
         self._handles: list[Handle] = []
-        self._unfinished = self.count
+        self._unfinished, self._known = self.count, 0
 
     def begin(self) -> None:
         """Submit the requests. Raises FledgeError when one of them cannot be."""
@@ -83,8 +84,24 @@ class Answers:
 
             self._handles.append(self._engine.submit(request, listen))
             first += request.n
-        self.prompt_tokens = sum(handle.prompt_tokens for handle in self._handles)
-        self._timing.read(self.prompt_tokens)
+        self._known = self.prompt_tokens
+        self._timing.read(self._known)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The tokens of the prompts; of an engine behind a URL they are known when it has told."""
+        return sum(self.each_prompt_tokens)
+
+    @property
+    def each_prompt_tokens(self) -> list[int]:
+        """The same, request by request."""
+        return [handle.prompt_tokens for handle in self._handles]
+
+    @property
+    def prompt_logprobs(self) -> list[Sequence[TokenLogprob | None]]:
+        """Those of each answer's prompt, where they were asked for and all is finished."""
+        pairs = zip(self._requests, self._handles, strict=True)
+        return [getattr(handle, "prompt_logprobs", ()) for request, handle in pairs for _ in range(request.n)]
 
     def __aiter__(self) -> Answers:
         return self
@@ -95,12 +112,14 @@ class Answers:
             raise StopAsyncIteration
         delta = await self._deltas.get()
         if isinstance(delta, FledgeError):
-            raise EngineFailed(*delta.problems)
+            raise delta if isinstance(delta, (PromptTooLong, EngineError)) else EngineFailed(*delta.problems)
         if delta.finish_reason == "cancelled":
             raise EngineFailed(t("the server is going down"))
         self._unfinished -= delta.finish_reason is not None
         self.completion_tokens += len(delta.token_ids)
         self._timing.wrote(len(delta.token_ids), finished=not self._unfinished)
+        if not self._unfinished:
+            self._timing.read(self.prompt_tokens - self._known)
         return delta
 
     def cancel(self) -> None:

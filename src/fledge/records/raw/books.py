@@ -39,13 +39,12 @@ def pdf(stream: BinaryIO, name: str, limits: Limits) -> Iterator[RawRow]:
     try:
         title = (book.get_metadata_dict(skip_empty=True) or {}).get("Title", "")
         pages, size = [], 0
-        for number in range(len(book)):
-            page = book[number].get_textpage().get_text_bounded().replace("\r\n", "\n")
+        for page in pages_of(book):
             size += len(page)
             if size > limits.row:
                 yield too_long(name, size, last=True)
                 return
-            pages.append(_HYPHEN.sub("", page).strip())
+            pages.append(page)
     except pypdfium2.PdfiumError as error:
         yield RawRow(name, error=Reason("is not a valid PDF"), found=str(error), last=True)
         return
@@ -56,6 +55,13 @@ def pdf(stream: BinaryIO, name: str, limits: Limits) -> Iterator[RawRow]:
         yield RawRow(name, {"text": text, "meta": {"title": title, "pages": len(pages), "file": name}})
     else:
         yield RawRow(name, error=Reason("holds no text (a scan?)"), found=f"{len(pages)} pages", last=True)
+
+
+def pages_of(book: Any) -> Iterator[str]:
+    """The text of each page of a PDF that PDFium has open, words divided at the end of a line put together."""
+    for number in range(len(book)):
+        page = book[number].get_textpage().get_text_bounded().replace("\r\n", "\n")
+        yield _HYPHEN.sub("", page).strip()
 
 
 def epub(stream: BinaryIO, name: str, limits: Limits) -> Iterator[RawRow]:

@@ -65,7 +65,7 @@ class Surroundings:
     framework: float
     """bytes before there is a model"""
     slack: float
-    """bytes lost to fragmentation for each byte that comes and goes"""
+    """bytes lost to fragmentation for each byte of activations and logits, which come and go in many sizes"""
 
     @classmethod
     def of(cls, kind: str = "cpu") -> Surroundings:
@@ -82,7 +82,8 @@ def memory_of(plan: Plan, around: Surroundings = NOTHING) -> Memory:
     """Bytes per device when most is held: at the end of the forward pass, or in the optimizer's step.
 
     At the end of the forward pass all activations are there and (accumulation apart) no gradients yet; in the step it
-    is the other way round. The larger of the two counts.
+    is the other way round. With checkpointing there is a moment between: the first layer's activations again, and the
+    gradients of all others. The largest counts.
     """
     network, layout = plan.network, plan.layout
     share = _held_share(network, layout)  # of all parameters: what a pipeline stage and a tensor slice holds
@@ -98,13 +99,13 @@ def memory_of(plan: Plan, around: Surroundings = NOTHING) -> Memory:
         "buffers": _buffers(plan, share),
         "framework": around.framework + COMPILER * plan.compiled * bool(around.slack),
     }
-    forward = {
-        "copies": copies, "gradients": gradients * (plan.accumulated or plan.checkpointing),
-        "activations": activations(plan), "logits": _logits(plan),
-    }  # fmt: skip
+    passing = {"copies": copies, "activations": activations(plan)}
+    forward = {**passing, "gradients": gradients * plan.accumulated, "logits": _logits(plan)}
+    backward = {**passing, "gradients": gradients} if plan.checkpointing else {}
     step = {"gradients": gradients}
-    moving = max(forward, step, key=lambda parts: sum(parts.values()))
-    return Memory(**held, **moving, allocator=around.slack * sum(moving.values()))
+    moving = max(forward, backward, step, key=lambda parts: sum(parts.values()))
+    varying = moving.get("activations", 0.0) + moving.get("logits", 0.0)
+    return Memory(**held, **moving, allocator=around.slack * varying)
 
 
 def optimizer_bytes(plan: Plan) -> float:

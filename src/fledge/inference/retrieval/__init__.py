@@ -1,0 +1,1 @@
+"""Retrieval: an index over texts, the passages nearest to a question, answers that cite them."""
