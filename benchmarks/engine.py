@@ -63,7 +63,6 @@ class Side:
 
 SIDES = {
     OURS: Side(fledge),
-    "fledge compiled": Side(fledge, fledge.COMPILED),
     REFERENCE: Side(transformers),
     "transformers generate_batch": Side(transformers, transformers.CONTINUOUS),
     "OpenVINO GenAI": Side(openvino),
@@ -202,7 +201,6 @@ def sides_of(precision: str, device: str, wanted: str, quick: bool) -> list[str]
         for name, chosen in SIDES.items()
         if chosen.module in modules
         and precision in chosen.module.PRECISIONS
-        and (chosen.option != fledge.COMPILED or fledge.compiles())
         and (chosen.module is fledge or not words or any(word in name.lower() for word in words))
     ]
 

@@ -82,16 +82,22 @@ def test_norm_gate_and_8_bits(dtype: torch.dtype, width: int) -> None:
     kernels.gate(dtype)(0, of(both), of(out), rows, width)
     assert near(out, F.silu(x.double()) * x.flip(0).double(), dtype)
 
-    whole, scales = torch.empty(rows, width, dtype=torch.uint8), torch.empty(rows)
+    whole, scales = torch.empty(rows, width, dtype=torch.int8), torch.empty(rows)
     kernels.to_int8(dtype)(0, of(x), of(whole), of(scales), rows, width)
     assert torch.allclose(scales.double(), x.double().abs().amax(1) / 127)
-    back = (whole.double() - 128) * scales[:, None].double()
-    assert ((back - x.double()).abs() <= 0.5001 * scales[:, None]).all()
+    assert ((whole.double() * scales[:, None].double() - x.double()).abs() <= 0.5001 * scales[:, None]).all()
 
-    product = torch.randn(rows, width)
-    expected = product.double() * scales[:, None].double() + w.double() + x.double()
-    kernels.from_int8(dtype)(0, of(product), of(scales), of(w), of(x), of(out), rows, width)
-    assert near(out, expected, dtype)
+    product, columns = torch.randint(-9000, 9000, (rows, width), dtype=torch.int32), torch.rand(width)
+    for given in (product, product.float()):
+        for bias, more in ((w, x), (w, None), (None, x), (None, None)):
+            expected = product.double() * scales[:, None].double() * columns.double()
+            for each in (bias, more):
+                expected = expected if each is None else expected + each.double()
+            kernels.from_int8(dtype, given.dtype == torch.int32)(
+                0, of(given), of(scales), of(columns), 0 if bias is None else of(bias), 0 if more is None else of(more),
+                of(out), rows, width,
+            )  # fmt: skip
+            assert near(out, expected, dtype)
 
 
 @BOTH

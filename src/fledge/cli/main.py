@@ -445,7 +445,8 @@ def search(index: str, query: str, **options: Any) -> None:
 def ask(index: str, model: str, question: str, **options: Any) -> None:
     """Answer QUESTION with MODEL from INDEX, citing passages. Without a question they are read line by line.
 
-    With --test every line of FILE, {"question", "answers", "sources"}, is answered twice, without the index and with it.
+    With --test every line of FILE, {"question", "answers", "sources"}, is answered twice: without the index and with
+    it.
     """
     from fledge.cli.ask import ask_index
 

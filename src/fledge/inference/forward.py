@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fledge.core.allocator import keep_freed_memory
 from fledge.core.errors import FledgeError, Problem, listing
 from fledge.core.language import t
 from fledge.inference import kernels, paged
@@ -56,6 +57,7 @@ class Forward:
         self._alone = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in _DEPENDS
         self.adapters: Adapters | None = None
         large = sum(parameter.numel() for parameter in model.parameters()) > _LARGE
+        keep_freed_memory()  # a step's tensors come and go; handing their pages back and forth takes longer than they
         with torch.inference_mode(not keep):
             prepare(model, int8, keep)
         inner.config._attn_implementation = inner.config.get_text_config()._attn_implementation = paged.NAME

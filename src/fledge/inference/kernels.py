@@ -125,6 +125,20 @@ if numba is not None:
 
         return types.uint32(types.float32), code
 
+    @intrinsic  # type: ignore[misc]
+    def _soon(typing: Any, address: Any) -> Any:
+        """Tell the processor that the 64 bytes at an address will be read."""
+
+        def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            number = ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+            prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            pointer = builder.inttoptr(given[0], cgutils.voidptr_t)
+            builder.call(prefetch, [pointer, number(0), number(3), number(1)])  # to read, near, data
+            return context.get_dummy_value()
+
+        return types.void(types.int64), code
+
     @njit(inline="always")
     def _wide(half: Any) -> Any:
         """bfloat16, as 16 bits, to float32."""
@@ -157,7 +171,8 @@ if numba is not None:
 
 def _compile(body: Callable[..., None]) -> Kernel:
     _openmp()  # whose functions the compiled loop names
-    compiled = cfunc(types.void(types.CPointer(types.int64)), fastmath=_FAST, cache=True)(body)
+    signature = types.void(types.CPointer(types.int64))
+    compiled = cfunc(signature, fastmath=_FAST, error_model="numpy", cache=True)(body)  # a division by 0 is infinity
     return Kernel(compiled)
 
 
@@ -201,6 +216,10 @@ def attention(dtype: torch.dtype, dim: int, shared: int, block: int) -> Kernel:
                         o[g, d] = np.float32(0)
                 low, high = start // block, (end + block - 1) // block
                 for b in range(low, high):
+                    for line in range(0, block * dim * size, 64):  # keys of the next block, values of this one
+                        if b + 1 < high:
+                            _soon(pool_at + (head * blocks + table[b + 1]) * block * dim * size + line)
+                        _soon(pool_at + ((groups + head) * blocks + table[b]) * block * dim * size + line)
                     s = carray(_at(mine + b * block * 4 * shared), (shared, block), np.float32)
                     k = carray(_at(pool_at + (head * blocks + table[b]) * block * dim * size), (block, dim), kind)
                     for g in range(shared):
@@ -353,7 +372,7 @@ def gate(dtype: torch.dtype) -> Kernel:
 
 @cache
 def to_int8(dtype: torch.dtype) -> Kernel:
-    """Rows in 8 bits: whole numbers 1 … 255 around 128, and a scale each. Arguments: x, out, scales, rows, width."""
+    """Rows in 8 bits: whole numbers -127 … 127, and a scale each. Arguments: x, out, scales, rows, width."""
     half, kind, size = _format(dtype)
 
     def body(given: Any) -> None:
@@ -361,44 +380,53 @@ def to_int8(dtype: torch.dtype) -> Kernel:
         scales, width = carray(_at(a[2]), (a[3],), np.float32), a[4]
         for row in range(_thread(), a[3], _threads()):
             x = carray(_at(a[0] + row * width * size), (width,), kind)
-            out = carray(_at(a[1] + row * width), (width,), np.uint8)
+            out = carray(_at(a[1] + row * width), (width,), np.int8)
             highest = np.float32(1e-12)
             for d in range(width):
                 highest = max(highest, abs(_wide(x[d]) if half else x[d]))
             scale = np.float32(127) / highest
             for d in range(width):
-                out[d] = np.uint8(np.int32((_wide(x[d]) if half else x[d]) * scale + np.float32(128.5)))
+                value = (_wide(x[d]) if half else x[d]) * scale + np.float32(128.5)
+                out[d] = np.int8(np.int32(value) - np.int32(128))  # to the nearest: the whole part of what is positive
             scales[row] = highest / np.float32(127)
 
     return _compile(body)
 
 
 @cache
-def from_int8(dtype: torch.dtype) -> Kernel:
-    """out = x · scale of the row [+ bias] [+ residual].
+def from_int8(dtype: torch.dtype, whole: bool) -> Kernel:
+    """out = x · scale of the row · scale of the column [+ bias] [+ residual].
 
-    Arguments: x (fp32, is overwritten), scales, bias or 0, residual or 0, out, rows, width.
+    Arguments: x (`whole`: int32, else fp32), row scales, column scales, bias or 0, residual or 0, out, rows, width.
     """
     half, kind, size = _format(dtype)
+    given_kind = np.int32 if whole else np.float32
 
     def body(given: Any) -> None:
-        a = carray(given, (7,), np.int64)
-        scales, width = carray(_at(a[1]), (a[5],), np.float32), a[6]
-        bias = carray(_at(a[2]), (width,), kind)
-        for row in range(_thread(), a[5], _threads()):
-            x = carray(_at(a[0] + row * width * 4), (width,), np.float32)
-            more = carray(_at(a[3] + row * width * size), (width,), kind)
-            out = carray(_at(a[4] + row * width * size), (width,), kind)
-            scale = scales[row]
-            for d in range(width):
-                x[d] *= scale
-            if a[2] != 0:
+        a = carray(given, (8,), np.int64)
+        by_row, width = carray(_at(a[1]), (a[6],), np.float32), a[7]
+        by_column, bias = carray(_at(a[2]), (width,), np.float32), carray(_at(a[3]), (width,), kind)
+        for row in range(_thread(), a[6], _threads()):
+            x = carray(_at(a[0] + row * width * 4), (width,), given_kind)
+            more = carray(_at(a[4] + row * width * size), (width,), kind)
+            out = carray(_at(a[5] + row * width * size), (width,), kind)
+            scale = by_row[row]
+            if a[3] != 0 and a[4] != 0:
                 for d in range(width):
-                    x[d] += _wide(bias[d]) if half else bias[d]
-            if a[3] != 0:
+                    value = np.float32(x[d]) * by_column[d] * scale + (_wide(bias[d]) if half else bias[d])
+                    value += _wide(more[d]) if half else more[d]
+                    out[d] = _narrow(value) if half else value
+            elif a[3] != 0:
                 for d in range(width):
-                    x[d] += _wide(more[d]) if half else more[d]
-            for d in range(width):
-                out[d] = _narrow(x[d]) if half else x[d]
+                    value = np.float32(x[d]) * by_column[d] * scale + (_wide(bias[d]) if half else bias[d])
+                    out[d] = _narrow(value) if half else value
+            elif a[4] != 0:
+                for d in range(width):
+                    value = np.float32(x[d]) * by_column[d] * scale + (_wide(more[d]) if half else more[d])
+                    out[d] = _narrow(value) if half else value
+            else:
+                for d in range(width):
+                    value = np.float32(x[d]) * by_column[d] * scale
+                    out[d] = _narrow(value) if half else value
 
     return _compile(body)

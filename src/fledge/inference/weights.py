@@ -17,6 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from fledge.inference import kernels
 
+_WIDE = 8192
+"""outputs from which 8-bit weights are laid out once: below, oneDNN does it as fast while it multiplies"""
+
 
 class PackedLinear(nn.Module):
     """The outputs of some linear layers side by side: y = x · [W₁; W₂; …]ᵀ + [b₁; b₂; …]."""
@@ -68,48 +71,57 @@ class Int8Linear(PackedLinear):
         self.scales = (rows.abs().amax(1) / 127).clamp(min=1e-12)  # (out,)
         self.weights = (rows / self.scales[:, None]).round().to(torch.int8)
         self.packed = on_onednn(weights)
-        if self.packed:
-            self._zeros = torch.zeros(len(rows), dtype=torch.int64)
+        self._blocked = None
+        if self.packed and len(rows) > _WIDE:
+            self._ones, self._zeros = torch.ones(len(rows)), torch.zeros(len(rows), dtype=torch.int64)
             self._blocked = torch.ops.onednn.qlinear_prepack(self.weights.clone(), None)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(…, in) → (…, out) in the type of x."""
         flat = x.reshape(-1, self.in_features)
         rows, scale = _in_int8(flat)
+        more = None if residual is None else residual.reshape(len(flat), -1)
+        return _from_int8(self._products(rows), scale, self.scales, self.bias, more, x.dtype).view(
+            *x.shape[:-1], self.out_features
+        )
+
+    def _products(self, rows: Tensor) -> Tensor:
+        """The whole numbers rows · weightsᵀ (T, out), in whatever type they come."""
         if not self.packed:
-            found = F.linear(rows.float() - 128, self.weights.float()) * self.scales
-        elif len(flat) > 1:
-            found = torch.ops.onednn.qlinear_pointwise(
-                rows, 1.0, 128, self._blocked, self.scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], "",
-            )  # fmt: skip
-        else:  # a product of one row is read faster as it lies
-            found = torch._int_mm((rows.to(torch.int16) - 128).to(torch.int8), self.weights.T) * self.scales
-        more = None if residual is None else residual.reshape(found.shape)
-        return _from_int8(found, scale, self.bias, more, x.dtype).view(*x.shape[:-1], self.out_features)
+            return F.linear(rows.float(), self.weights.float())
+        if self._blocked is None or len(rows) == 1:
+            return torch._int_mm(rows, self.weights.T)
+        positive = (rows.to(torch.int16) + 128).to(torch.uint8)  # what the processor multiplies by whole numbers
+        return torch.ops.onednn.qlinear_pointwise(
+            positive, 1.0, 128, self._blocked, self._ones, self._zeros, None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
 
 
 def _in_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (T, in) as whole numbers 1 … 255 around 128, and their scales (T,)."""
+    """Rows (T, in) as whole numbers -127 … 127, and their scales (T,)."""
     if kernels.available(x.dtype, x.device) and x.is_contiguous():
-        rows, scale = x.new_empty(x.shape, dtype=torch.uint8), x.new_empty(len(x), dtype=torch.float32)
+        rows, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), dtype=torch.float32)
         kernels.to_int8(x.dtype)(4 * x.numel(), *map(kernels.of, (x, rows, scale)), *x.shape)
         return rows, scale
     highest = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True, dtype=torch.float32).clamp_(min=1e-12)
-    return (x.float() * (127 / highest) + 128.5).to(torch.uint8), highest[:, 0] / 127
+    return (x.float() * (127 / highest)).round().to(torch.int8), highest[:, 0] / 127
 
 
-def _from_int8(x: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """x (T, out), fp32, times the rows' scales, plus bias and residual."""
+def _from_int8(
+    x: Tensor, by_row: Tensor, by_column: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """x (T, out) times both scales, plus bias and residual."""
     if kernels.available(dtype, x.device) and (residual is None or residual.is_contiguous()):
         found = x.new_empty(x.shape, dtype=dtype)
         more = [0 if each is None else kernels.of(each) for each in (bias, residual)]
-        kernels.from_int8(dtype)(2 * x.numel(), kernels.of(x), kernels.of(scale), *more, kernels.of(found), *x.shape)
+        loop = kernels.from_int8(dtype, x.dtype == torch.int32)
+        loop(2 * x.numel(), *map(kernels.of, (x, by_row, by_column)), *more, kernels.of(found), *x.shape)
         return found
-    x *= scale[:, None]
+    whole = x.float() * by_column * by_row[:, None]
     for each in (bias, residual):
         if each is not None:
-            x += each
-    return x.to(dtype)
+            whole += each
+    return whole.to(dtype)
 
 
 def joined(sources: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None]:

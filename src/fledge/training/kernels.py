@@ -7,21 +7,18 @@ page, a tenth of the time.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from fledge.core.allocator import keep_freed_memory
 
 FITS = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "glm", "glm4", "granite", "smollm3", "olmo2"})
 """Model types of transformers whose attention is causal and nothing else: no bias, no cap, no sinks."""
 PARTS = "fledge_context"
 """The attention of models that read parts of rows (`layout.context`): it stays as it is."""
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 @contextmanager
@@ -48,18 +45,3 @@ def fast_kernels(models: Iterable[Any], device: str, dtype: str = "bfloat16") ->
     finally:
         for model, name in zip(fitting, before, strict=True):
             model.set_attn_implementation(name)
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Tell the allocator to keep what is freed, for the rest of this process. Nothing happens outside glibc.
-
-    Pieces of 32 MB and more (the most that glibc allows to say) still go back: where row lengths vary from step to
-    step, they would find no hole that fits, and the memory would grow by one of them after another.
-    """
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):  # musl has no mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_MMAP_THRESHOLD, 2**25)
