@@ -14,7 +14,7 @@ from fledge.core.store import Store, find_model
 
 
 def search_index(index: str, query: str, k: int, by: str, embedder: str, diversity: float, as_json: bool) -> None:
-    """`fledge search`."""
+    """`fledge find`."""
     passages = _retriever(index, embedder, by, diversity).search(query, k)
     if as_json:
         print(

@@ -421,7 +421,7 @@ _BY = click.Choice(["auto", "words", "vectors", "both"])
 @click.option("--embedder", default="", metavar="MODEL", help="the model of the index's vectors")
 @click.option("--diversity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="no two alike: 0 … 1")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-def search(index: str, query: str, **options: Any) -> None:
+def find(index: str, query: str, **options: Any) -> None:
     """Search INDEX (a folder, RUN or RUN/STAGE; made by `fledge index`)."""
     from fledge.cli.ask import search_index
 

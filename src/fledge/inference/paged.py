@@ -13,6 +13,7 @@ hold for 4 to 2,048 rows; `tests/inference/test_paged.py` keeps seeing it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -148,7 +149,7 @@ class Group:
         return self._masks[window]
 
 
-class Step:
+class Step(ABC):
     """A step as the layers see it: where its tokens' keys go, and what they attend to."""
 
     def __init__(self, parts: Sequence[Part], kv: KeyValues, filler: int = 0) -> None:
@@ -173,11 +174,11 @@ class Step:
         self.kv.write(layer, self.slots, keys[:, :, : len(self.slots)], values[:, :, : len(self.slots)])
         return self.attend_kept(layer, query.transpose(1, 2)[0], scale, window, softcap, slopes)[None]
 
+    @abstractmethod
     def attend_kept(
         self, layer: int, query: Tensor, scale: float, window: int | None, softcap: float | None, slopes: Tensor | None
     ) -> Tensor:
         """The same for query (T, H, D) when keys and values are in their blocks already; (T, H · D)."""
-        raise NotImplementedError
 
 
 class GroupedStep(Step):

@@ -143,8 +143,11 @@ def _turned(source: Any) -> Tensor:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is a plain linear layer: exactly one of the two classes, for a subclass may compute anything."""
-    return type(module) in (nn.Linear, Conv1D)
+    """Whether it is a plain linear layer: exactly one of the two classes, for a subclass may compute anything, with
+    weights that are numbers as they stand (compressed ones are computed as their library does)."""
+    weight = module._parameters.get("weight")
+    plain = type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module)
+    return plain and weight is not None and weight.is_floating_point()
 
 
 def on_onednn(weights: Tensor) -> bool:

@@ -30,15 +30,15 @@ def test_a_folder_becomes_an_index_that_is_searched(shelf: Path, tmp_path: Path)
     assert said.splitlines()[-1] == str(out)
     assert Index.open(out).cut.size == 60
     for name in (str(out), "index/index", "index"):  # a folder, RUN/STAGE, RUN
-        found = json.loads(call("search", name, "差旅费由谁审核", "-k", "1", "--json"))
+        found = json.loads(call("find", name, "差旅费由谁审核", "-k", "1", "--json"))
         assert [row["source"] for row in found] == ["handbook.md"] and found[0]["where"].startswith("handbook.md#L")
-    assert "[1] guide.md#L" in call("search", str(out), "By whom is the boiler repaired?")
-    assert "nothing was found" in call("search", str(out), "qqqq")
+    assert "[1] guide.md#L" in call("find", str(out), "By whom is the boiler repaired?")
+    assert "nothing was found" in call("find", str(out), "qqqq")
     call("index", str(shelf), "--size", "60", "--overlap", "10", "--segmenter", "bigrams", "--previous", str(out),
          "--out", str(tmp_path / "again"), "--name", "second")  # fmt: skip
     assert (tmp_path / "again" / "index.json").read_bytes() == (out / "index.json").read_bytes()
     with pytest.raises(FledgeError, match="neither an index"):
-        call("search", str(shelf), "a")
+        call("find", str(shelf), "a")
 
 
 def test_questions_are_answered_with_their_sources(
