@@ -20,7 +20,7 @@ import torch
 
 from fledge.core.language import t
 from fledge.core.units import show_bytes, show_seconds
-from fledge.training.estimation.memory import CPU, Surroundings, memory_of
+from fledge.training.estimation.memory import CPU, NOTHING, memory_of
 from fledge.training.estimation.network import Network
 from fledge.training.estimation.plan import Plan
 
@@ -72,7 +72,7 @@ class Forecast:
             return
         held = sum(p.numel() * p.element_size() for model in self.trainer.models.values() for p in model.parameters())
         if self.cuda:  # PyTorch counts its own tensors: no context, and no fragments
-            around = Surroundings(max(0.0, self.before - held), 0.0)
+            around = replace(NOTHING, framework=max(0.0, self.before - held))
         else:
             around = replace(CPU, framework=max(0.0, self.before - held) + LAZY)
             if len(self.ended) == 1:

@@ -66,6 +66,8 @@ class Surroundings:
     """bytes before there is a model"""
     slack: float
     """bytes lost to fragmentation for each byte of activations and logits, which come and go in many sizes"""
+    slack_packed: float
+    """the same where rows hold several documents: the sizes differ from step to step, and freed pieces fit seldom"""
 
     @classmethod
     def of(cls, kind: str = "cpu") -> Surroundings:
@@ -73,8 +75,8 @@ class Surroundings:
         return CPU if kind == "cpu" else CARD
 
 
-CPU, CARD = Surroundings(0.46e9, 0.32), Surroundings(0.9e9, 0.08)
-NOTHING = Surroundings(0.0, 0.0)
+CPU, CARD = Surroundings(0.46e9, 0.32, 0.7), Surroundings(0.9e9, 0.08, 0.08)
+NOTHING = Surroundings(0.0, 0.0, 0.0)
 COMPILER = 0.05e9  # what inductor adds to a process
 
 
@@ -105,7 +107,8 @@ def memory_of(plan: Plan, around: Surroundings = NOTHING) -> Memory:
     step = {"gradients": gradients}
     moving = max(forward, backward, step, key=lambda parts: sum(parts.values()))
     varying = moving.get("activations", 0.0) + moving.get("logits", 0.0)
-    return Memory(**held, **moving, allocator=around.slack * varying)
+    slack = around.slack_packed if plan.packed else around.slack
+    return Memory(**held, **moving, allocator=slack * varying)
 
 
 def optimizer_bytes(plan: Plan) -> float:

@@ -295,9 +295,9 @@ def smaller(trainer: Trainer, batch: Mapping[str, Any]) -> list[str]:
     """Changes that take at least a fifth off the estimated memory, the cheapest first, each with what it leaves."""
     from fledge.training.estimation.fit import TOLERANCE, changes_that_fit
     from fledge.training.estimation.forecast import plan_of
-    from fledge.training.estimation.memory import Surroundings, memory_of
+    from fledge.training.estimation.memory import NOTHING, memory_of
 
-    plan, around = plan_of(trainer, batch), Surroundings(0.0, 0.0)
+    plan, around = plan_of(trainer, batch), NOTHING
     if plan is None:
         return []
     now = memory_of(plan, around).total
