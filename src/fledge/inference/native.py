@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.inference import scoring
+from fledge.inference import kernels, scoring
 from fledge.inference.answer import Answer, Ticket
 from fledge.inference.asking import Asking
 from fledge.inference.blocks import BlockPool
@@ -299,6 +299,7 @@ class NativeEngine(Asking, Changing):
     # ---- the worker
 
     def _post(self, item: list[Ticket] | Callable[[], None]) -> None:
+        kernels.rest()  # the worker computes now
         with self._news:
             if self._closed:
                 raise FledgeError(t("the engine is closed"))
@@ -330,6 +331,8 @@ class NativeEngine(Asking, Changing):
     @torch.inference_mode()
     def _work(self) -> None:
         while True:
+            if not self._scheduler:
+                kernels.rest()  # whoever asked may compute meanwhile
             with self._news:
                 busy = self._news.wait_for(lambda: self._closed or self._inbox or self._scheduler, _LINGER)
                 if not busy:
