@@ -368,7 +368,7 @@ def test_a_model_folder(tmp_path: Path, model: Any, engine: NativeEngine) -> Non
 
 
 def test_an_engine_nobody_needs_goes(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fledge.inference.native._LINGER", 0.05)
+    monkeypatch.setattr("fledge.inference.asking.LINGER", 0.05)
     engine = NativeEngine(tiny.llama(), tokenizer)
     engine.generate([request([5], 2)])
     worker, gone = engine._worker, weakref.ref(engine)

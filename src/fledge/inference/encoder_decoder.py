@@ -8,10 +8,8 @@ cache here: an encoder reads its prompt once and in both directions, so that no 
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -27,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
 from fledge.data.tokens.packing import plain
-from fledge.inference import scoring
+from fledge.inference import asking, scoring
 from fledge.inference.answer import Ticket
 from fledge.inference.asking import Asking
 from fledge.inference.constraint import Constraints
@@ -43,17 +41,7 @@ from fledge.records.kinds import Conversation
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_LINGER = 2.0
-"""seconds after which an idle worker ends, so that an engine that nobody refers to any more frees its model"""
 _BATCH_TOKENS = 4096
-_OPEN: weakref.WeakSet[EncoderDecoderEngine] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A thread inside torch must not be there any more when the interpreter goes down."""
-    for engine in list(_OPEN):
-        engine.close()
 
 
 class EncoderDecoderEngine(Asking):
@@ -83,10 +71,7 @@ class EncoderDecoderEngine(Asking):
         self._render_lock = threading.Lock()
         self._inbox: deque[Ticket] = deque()
         self._calls: deque[Callable[[], None]] = deque()
-        self._news = threading.Condition()
-        self._closed = False
-        self._worker: threading.Thread | None = None
-        _OPEN.add(self)
+        self._open()
 
     @classmethod
     def from_folder(
@@ -203,35 +188,11 @@ class EncoderDecoderEngine(Asking):
         encoder = self._inner.get_encoder()
         return scoring.embed(self._call, encoder, self.context, rows, self.pooling)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: control spellings stay text, no special tokens are added."""
-        return list(self._text.encode(text, add_special_tokens=False).ids)
-
-    def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of token ids; with `special` control tokens are spelled out, else left out."""
-        return str(self._text.decode(list(ids), skip_special_tokens=not special))
-
-    def close(self) -> None:
-        """End all requests as cancelled and let the worker go."""
-        with self._news:
-            self._closed = True
-            worker = self._worker
-            self._news.notify()
-        if worker is not None:
-            worker.join()
-        _OPEN.discard(self)
-
-    def __enter__(self) -> EncoderDecoderEngine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     # ---- the worker
 
     def _post(self, tickets: list[Ticket]) -> None:
         with self._news:
-            self._begin()
+            self._see_worker()
             self._inbox.extend(tickets)
             self._news.notify()
 
@@ -246,18 +207,10 @@ class EncoderDecoderEngine(Asking):
                 future.set_exception(error)
 
         with self._news:
-            self._begin()
+            self._see_worker()
             self._calls.append(run)
             self._news.notify()
         return future.result()
-
-    def _begin(self) -> None:
-        """See that there is a worker. `_news` is held."""
-        if self._closed:
-            raise FledgeError(t("the engine is closed"))
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="encoder-decoder", daemon=True)
-            self._worker.start()
 
     def _wake(self) -> None:
         with self._news:
@@ -267,7 +220,7 @@ class EncoderDecoderEngine(Asking):
     def _work(self) -> None:
         while True:
             with self._news:
-                busy = self._news.wait_for(lambda: self._closed or self._inbox or self._calls, _LINGER)
+                busy = self._news.wait_for(lambda: self._closed or self._inbox or self._calls, asking.LINGER)
                 if not busy:
                     self._worker = None
                     return

@@ -7,10 +7,8 @@ once. Keys and values lie in blocks that answers share; a prompt that begins lik
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.inference import kernels, scoring
+from fledge.inference import asking, kernels, scoring
 from fledge.inference.answer import Answer, Ticket
 from fledge.inference.asking import Asking
 from fledge.inference.blocks import BlockPool
@@ -48,16 +46,6 @@ log = logging.getLogger(__name__)
 
 _WHOLE_LOGITS = 1 << 25
 """numbers that the logits of a piece of a prompt may be, where all of them are wanted"""
-_LINGER = 2.0
-"""seconds after which an idle worker ends, so that an engine that nobody refers to any more frees its model"""
-_OPEN: weakref.WeakSet[NativeEngine] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A thread inside torch must not be there any more when the interpreter goes down."""
-    for engine in list(_OPEN):
-        engine.close()
 
 
 class NativeEngine(Asking, Changing):
@@ -116,11 +104,9 @@ class NativeEngine(Asking, Changing):
         self._scheduler = Scheduler(self._pool, max_slots, prefill_tokens, logits_tokens=rows)
         self._guessing = Guessing(lookup, None if draft is None else self._drafting(draft, vocabulary))
         self._inbox: deque[list[Ticket] | Callable[[], None]] = deque()
-        self._news = threading.Condition()
         self._render_lock = threading.Lock()
-        self._closed = self._ended = False
-        self._worker: threading.Thread | None = None
-        _OPEN.add(self)
+        self._ended = False
+        self._open()
         self.add_adapters(adapters or {})
 
     @classmethod
@@ -187,30 +173,6 @@ class NativeEngine(Asking, Changing):
         rows = [list(self._text.encode(text).ids) for text in texts]
         body = scoring.body_of(self.model)
         return scoring.embed(self._reading(adapter), body, self.context, rows, self.pooling)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: control spellings stay text, no special tokens are added."""
-        return list(self._text.encode(text, add_special_tokens=False).ids)
-
-    def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of token ids; with `special` control tokens are spelled out, else left out."""
-        return str(self._text.decode(list(ids), skip_special_tokens=not special))
-
-    def close(self) -> None:
-        """End all requests as cancelled and let the worker go."""
-        with self._news:
-            self._closed = True
-            worker = self._worker
-            self._news.notify()
-        if worker is not None:
-            worker.join()
-        _OPEN.discard(self)
-
-    def __enter__(self) -> NativeEngine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     # ---- from a request to a ticket
 
@@ -301,11 +263,7 @@ class NativeEngine(Asking, Changing):
     def _post(self, item: list[Ticket] | Callable[[], None]) -> None:
         kernels.rest()  # the worker computes now
         with self._news:
-            if self._closed:
-                raise FledgeError(t("the engine is closed"))
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
-                self._worker.start()
+            self._see_worker()
             self._inbox.append(item)
             self._news.notify()
 
@@ -334,7 +292,7 @@ class NativeEngine(Asking, Changing):
             if not self._scheduler:
                 kernels.rest()  # whoever asked may compute meanwhile
             with self._news:
-                busy = self._news.wait_for(lambda: self._closed or self._inbox or self._scheduler, _LINGER)
+                busy = self._news.wait_for(lambda: self._closed or self._inbox or self._scheduler, asking.LINGER)
                 if not busy:
                     self._worker = None
                     return

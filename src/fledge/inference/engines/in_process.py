@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
-import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -14,22 +12,13 @@ from typing import Any
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
 from fledge.data.tokens.packing import plain
+from fledge.inference import asking
 from fledge.inference.answer import Answer, Ticket
 from fledge.inference.asking import Asking
 from fledge.inference.engine import Listen, PromptTooLong, Request, Scored
 from fledge.inference.engines.errors import cannot
 from fledge.records.chat import ChatRenderer
 from fledge.records.kinds import Conversation
-
-_LINGER = 2.0
-"""seconds after which an idle worker ends, so that an engine that nobody refers to any more frees its memory"""
-_OPEN: weakref.WeakSet[InProcessEngine] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for engine in list(_OPEN):
-        engine.close()
 
 
 class InProcessEngine(Asking, ABC):
@@ -52,10 +41,7 @@ class InProcessEngine(Asking, ABC):
         self._render_lock = threading.Lock()
         self._inbox: deque[Answer] = deque()
         self._running: list[Answer] = []
-        self._news = threading.Condition()
-        self._closed = False
-        self._worker: threading.Thread | None = None
-        _OPEN.add(self)
+        self._open()
 
     @abstractmethod
     def refused(self, request: Request) -> list[str]:
@@ -122,23 +108,11 @@ class InProcessEngine(Asking, ABC):
         """Raises CannotDo where the library shows no hidden states."""
         raise cannot(self.name, "embed", self.instead)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: control spellings stay text, no special tokens are added."""
-        return list(self._text.encode(text, add_special_tokens=False).ids)
-
-    def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of token ids; with `special` control tokens are spelled out, else left out."""
-        return str(self._text.decode(list(ids), skip_special_tokens=not special))
-
     # ---- the worker
 
     def _post(self, tickets: list[Ticket]) -> None:  # type: ignore[override]
         with self._news:
-            if self._closed:
-                raise FledgeError(t("the engine is closed"))
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name=self.name, daemon=True)
-                self._worker.start()
+            self._see_worker()
             self._inbox.extend(answer for ticket in tickets for answer in ticket.answers)
             self._news.notify()
 
@@ -149,7 +123,7 @@ class InProcessEngine(Asking, ABC):
     def _work(self) -> None:
         while True:
             with self._news:
-                if not self._news.wait_for(lambda: self._closed or self._inbox or self._running, _LINGER):
+                if not self._news.wait_for(lambda: self._closed or self._inbox or self._running, asking.LINGER):
                     self._worker = None
                     return
                 if self._closed:
@@ -163,21 +137,6 @@ class InProcessEngine(Asking, ABC):
         for answer in [*self._running, *self._inbox]:
             if not answer.finished:
                 answer.cancel()
-
-    def close(self) -> None:
-        """Stop working: requests on their way end as cancelled."""
-        with self._news:
-            self._closed, worker = True, self._worker
-            self._news.notify()
-        if worker is not None:
-            worker.join()
-        _OPEN.discard(self)
-
-    def __enter__(self) -> InProcessEngine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
