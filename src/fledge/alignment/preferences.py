@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fledge.alignment.contexts import Reply, lottery, one_each
 from fledge.alignment.corrupt import corrupt, nearest
-from fledge.alignment.samples import Sample, answering, parameters_of, sample_all
+from fledge.alignment.samples import Sample, answering, sample_all
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
 from fledge.core.language import t
@@ -109,7 +109,7 @@ def sampled_pairs(
     """The pairs of people's replies and the model's samples."""
     with answering(job.open(settings.model).path, settings.dtype, job.execution.device) as engine:
         replies = chosen_replies(people, engine, settings, seed)
-        flops = 2 * parameters_of(engine.model)
+        flops = 2 * engine.forward.parameters
         samples = sample_all(engine, requests_for(replies, settings, job), job.work, job.events, flops)
         for reply, some in list(zip(replies, samples, strict=True))[:3]:
             job.events.sample(reply.prompt(settings.turns)[-1].content, some[0].text)

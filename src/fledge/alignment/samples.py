@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fledge.core.artifact import write_atomic
 from fledge.core.events import Emitter
@@ -45,17 +45,12 @@ def answering(path: Path, dtype: str, device: str) -> Iterator[NativeEngine]:
     threads = torch.get_num_threads()
     engine = NativeEngine.from_folder(path, dtype, device)
     try:
-        if parameters_of(engine.model) < SMALL:
+        if engine.forward.parameters < SMALL:
             torch.set_num_threads(1)  # the engine's own thread starts with the first request and takes this over
         yield engine
     finally:
         engine.close()
         torch.set_num_threads(threads)
-
-
-def parameters_of(model: Any) -> int:
-    """Weights of a model."""
-    return sum(weight.numel() for weight in model.parameters())
 
 
 def sample_all(

@@ -56,7 +56,8 @@ class Forward:
         self._keeps_logits = "logits_to_keep" in parameters
         self._alone = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in _DEPENDS
         self.adapters: Adapters | None = None
-        large = sum(parameter.numel() for parameter in model.parameters()) > _LARGE
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        """before they were packed"""
         keep_freed_memory()  # a step's tensors come and go; handing their pages back and forth takes longer than they
         with torch.inference_mode(not keep):
             prepare(model, int8, keep)
@@ -64,7 +65,9 @@ class Forward:
         if self.writes:
             self.kv = paged.KeyValues(self._shapes(), model.dtype, self.device)
             possible = kernels.available(model.dtype, self.device) and all(dim % 16 == 0 for _, dim in self.kv.shapes)
-            self._step = KernelStep if possible and (large if loops is None else loops) else paged.GroupedStep
+            self._step = (
+                KernelStep if possible and (self.parameters > _LARGE if loops is None else loops) else paged.GroupedStep
+            )
 
     @torch.inference_mode()
     def _shapes(self) -> list[tuple[int, int]]:
