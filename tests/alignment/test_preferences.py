@@ -36,12 +36,7 @@ class Speaker:
 
     context = 256
     asked = 0
-
-    def __init__(self) -> None:
-        self.model = self
-
-    def parameters(self) -> list[Any]:
-        return []
+    parameters = 0
 
     def encode(self, text: str) -> list[int]:
         return list(range(len(text) // 2))

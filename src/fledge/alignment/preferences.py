@@ -109,7 +109,7 @@ def sampled_pairs(
     """The pairs of people's replies and the model's samples."""
     with answering(job.open(settings.model).path, settings.dtype, job.execution.device) as engine:
         replies = chosen_replies(people, engine, settings, seed)
-        flops = 2 * engine.forward.parameters
+        flops = 2 * engine.parameters
         samples = sample_all(engine, requests_for(replies, settings, job), job.work, job.events, flops)
         for reply, some in list(zip(replies, samples, strict=True))[:3]:
             job.events.sample(reply.prompt(settings.turns)[-1].content, some[0].text)

@@ -45,7 +45,7 @@ def answering(path: Path, dtype: str, device: str) -> Iterator[NativeEngine]:
     threads = torch.get_num_threads()
     engine = NativeEngine.from_folder(path, dtype, device)
     try:
-        if engine.forward.parameters < SMALL:
+        if engine.parameters < SMALL:
             torch.set_num_threads(1)  # the engine's own thread starts with the first request and takes this over
         yield engine
     finally:

@@ -141,6 +141,11 @@ class NativeEngine(Asking, Changing):
             options["draft"] = load_model(Path(draft), dtype=dtype_for(folder, dtype, device), device=device)
         return cls(model, tokenizer, ChatRenderer(tokenizer) if tokenizer.chat_template else None, **options)
 
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, an adapter's apart."""
+        return self.forward.parameters
+
     # ---- requests
 
     def count(self, request: Request) -> int:
