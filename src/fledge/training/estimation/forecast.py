@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fledge.core.allocator import give_back
 from fledge.core.language import t
 from fledge.core.units import show_bytes, show_seconds
 from fledge.training.estimation.memory import CPU, NOTHING, memory_of
@@ -33,6 +34,8 @@ PACE = 20
 WARM = 3  # steps in which things are compiled and memory is found
 LAZY = 0.07e9
 """bytes of libraries that a process loads with its first step"""
+AMPLE = 1.08
+"""of what was predicted, or of what is there after memory was given back: how much may be held before it is"""
 
 
 class Forecast:
@@ -46,16 +49,22 @@ class Forecast:
         self.before = resident(self.cuda)
         self.plan: Plan | None = None
         self.shapes: set[tuple[int, ...]] = set()
-        self.memory = self.peak = 0.0
+        self.memory = self.peak = self.kept = 0.0
         self.ended: list[float] = []
         self.seconds = 0.0
 
     def step(self, done: int, batch: Mapping[str, Any]) -> None:
         """A step was made; `done` of them in all."""
         self.ended.append(time.monotonic())
-        self.peak = max(self.peak, resident(self.cuda, peak=True))
+        held = resident(self.cuda, peak=True)
+        self.peak = max(self.peak, held)
         if len(self.ended) <= PACE:
             self._predict_memory(batch)
+        elif not self.cuda and self.memory and held > AMPLE * max(self.memory, self.kept):
+            # Freed pieces of many sizes fit seldom again: without this, two hundred steps of conversations hold twice
+            # what they need.
+            give_back()
+            self.kept = resident()
         if len(self.ended) == PACE + 1 and done < self.trainer.steps:
             self._predict_time(done)
 
