@@ -28,7 +28,7 @@ demo: install ## install everything, raise a model from nothing, say where it is
 	$(BIN)/fledge run $(RECIPE)
 
 test: install-test browser lint types ## install everything; lint, import rules, types and the whole test suite
-	$(CHECK) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(CHECK) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 nightly: install-test browser ## the long tests: random kills, both recipes whole, other engines
 	$(CHECK) $(BIN)/python -m pytest -m nightly
