@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpcore
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fledge.core.addresses import RefusedAddress, UnknownHost, is_public, refuse_private
@@ -95,6 +95,7 @@ def test_links_in_their_order_with_their_marks() -> None:
     }
 
 
+@example(b"\x00?\x80\x81", "")
 @given(st.binary(max_size=300), st.sampled_from(["", "text/html; charset=gbk", "text/plain", "image/png", "charset"]))
 def test_no_bytes_are_too_odd_to_be_read(noise: bytes, declared: str) -> None:
     sniff(noise, declared)

@@ -8,6 +8,7 @@ servers do tell these apart.
 
 from __future__ import annotations
 
+import codecs
 import ipaddress
 import re
 from collections.abc import Iterator
@@ -117,9 +118,19 @@ def _host(host: str) -> str:
     return host
 
 
+def _reference(error: UnicodeError) -> tuple[str, int]:
+    """A character that the page's encoding does not have, as browsers send it: `&#N;`, escaped (WHATWG URL, §5.2)."""
+    assert isinstance(error, UnicodeEncodeError)
+    found = error.object[error.start : error.end]
+    return "".join(f"%26%23{ord(character)}%3B" for character in found), error.end
+
+
+codecs.register_error("fledge.url", _reference)
+
+
 def _escaped(text: str, encoding: str = "utf-8") -> str:
     """Escapes of unreserved characters undone, the rest in upper case; what may not stand in a URL escaped."""
-    raw = _LONE_PERCENT.sub(b"%25", text.encode(encoding, "xmlcharrefreplace" if encoding != "utf-8" else "replace"))
+    raw = _LONE_PERCENT.sub(b"%25", text.encode(encoding, "fledge.url" if encoding != "utf-8" else "replace"))
 
     def undo(match: re.Match[bytes]) -> bytes:
         value = int(match[1], 16)
