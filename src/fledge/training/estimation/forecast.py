@@ -35,7 +35,7 @@ WARM = 3  # steps in which things are compiled and memory is found
 LAZY = 0.07e9
 """bytes of libraries that a process loads with its first step"""
 AMPLE = 1.08
-"""of what was predicted, or of what is there after memory was given back: how much may be held before it is"""
+"""of what was predicted: how much may be held before free memory is given back, every `PACE` steps at the most"""
 
 
 class Forecast:
@@ -49,7 +49,8 @@ class Forecast:
         self.before = resident(self.cuda)
         self.plan: Plan | None = None
         self.shapes: set[tuple[int, ...]] = set()
-        self.memory = self.peak = self.kept = 0.0
+        self.memory = self.peak = 0.0
+        self.gave_back = 0
         self.ended: list[float] = []
         self.seconds = 0.0
 
@@ -60,11 +61,11 @@ class Forecast:
         self.peak = max(self.peak, held)
         if len(self.ended) <= PACE:
             self._predict_memory(batch)
-        elif not self.cuda and self.memory and held > AMPLE * max(self.memory, self.kept):
+        elif not self.cuda and 0 < AMPLE * self.memory < held and len(self.ended) >= self.gave_back + PACE:
             # Freed pieces of many sizes fit seldom again: without this, two hundred steps of conversations hold twice
-            # what they need.
+            # what they need. Not after every step: what goes back has to be asked for again.
             give_back()
-            self.kept = resident()
+            self.gave_back = len(self.ended)
         if len(self.ended) == PACE + 1 and done < self.trainer.steps:
             self._predict_time(done)
 
