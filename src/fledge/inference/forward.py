@@ -103,10 +103,6 @@ class Forward:
         """Make blocks zero, so that what is no number in them does not spread to who gets them next."""
         self.kv.clear(blocks)
 
-    def mask(self, seen: Tensor) -> Tensor:
-        """The attention mask for "may see" (B, 1, Q, K) as the models take it while whole texts are read."""
-        return seen
-
     def use(self, adapters: Adapters) -> None:
         """Let `adapters` add to the products of the steps."""
         self.adapters = adapters

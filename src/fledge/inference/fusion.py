@@ -38,7 +38,7 @@ LLAMA_LIKE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "
 def prepare(model: nn.Module, int8: bool = False, keep: bool = False) -> None:
     """Make a causal language model's modules ready, in place; `keep` what packed weights are made from."""
     linear = Int8Linear if int8 else PackedLinear
-    fused = _fuse_layers(model, partial(linear, keep=keep))
+    _fuse_layers(model, partial(linear, keep=keep))
     # PEFT's layers look into their linears: those stay as they are.
     adapted = {id(part) for layer in model.modules() if hasattr(layer, "base_layer") for part in layer.modules()}
     for parent in list(model.modules()):
@@ -47,8 +47,6 @@ def prepare(model: nn.Module, int8: bool = False, keep: bool = False) -> None:
                 setattr(parent, name, linear([child], keep=keep))
             elif type(child).__name__ == "BloomAttention":
                 child.forward = partial(_bloom_attention, child, child.forward)
-    if fused:
-        log.debug("%d layers fused", fused)
 
 
 def _fuse_layers(model: nn.Module, linear: Any) -> int:

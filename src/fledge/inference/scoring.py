@@ -117,7 +117,7 @@ def _score(forward: Forward, batch: list[_Row]) -> dict[int, Scored]:
     branching = bool((segments > 1).any())  # without, padding on the right needs no mask: nobody looks ahead
     logits = forward.model(
         input_ids=ids.to(forward.device),
-        attention_mask=forward.mask(_branch_mask(segments).to(forward.device)) if branching else None,
+        attention_mask=_branch_mask(segments).to(forward.device) if branching else None,
         use_cache=False,
         logits_to_keep=torch.arange(first, width, device=forward.device),
         **({"position_ids": positions.to(forward.device)} if branching else {}),
