@@ -208,11 +208,15 @@ def test_two_runners_on_one_store_do_not_collide() -> None:
         def hear(self, event: Event) -> None:
             heard.append(event)
 
-    other = threading.Thread(target=run, args=(store, "words.pause=0.1"))
     process = start_runner("words.pause=0.1")
     wait_for(lambda: list(store.work.glob("*/state.json")))
+    # Both are planned before either runs: `recipe` writes the file that planning reads.
+    here, beside = (
+        Runner(make_plan(recipe("words.pause=0.1"), store), store, listeners) for listeners in ([Hear()], [])
+    )
+    other = threading.Thread(target=beside.run)
     other.start()
-    paths = run(store, "words.pause=0.1", listeners=[Hear()])
+    paths = here.run()
     other.join()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
