@@ -123,7 +123,7 @@ def test_an_endless_loop_ends() -> None:
     begun = time.monotonic()
     assert outcome("print('on', flush=True)\nwhile True: pass", seconds=1.0).status == "timeout"
     assert time.monotonic() - begun < 5
-    assert outcome("while True: pass", cpu_seconds=1, seconds=30).status == "error"
+    assert outcome("while True: pass", cpu_seconds=1, seconds=30).status == "timeout"
     ran = outcome("print('on', flush=True)\nimport time; time.sleep(60)", seconds=0.5)
     assert (ran.output, ran.status) == ("on\n", "timeout")
 

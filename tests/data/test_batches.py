@@ -158,6 +158,21 @@ def test_conversation_batches_resume_anywhere() -> None:
     assert not np.array_equal(run[0].input_ids, run[7].input_ids), "step 7 begins the second epoch"
 
 
+def test_the_largest_batch_of_a_run_is_known_beforehand() -> None:
+    rows = conversations()
+    pairs = [Pair(row, row) for row in rows]
+    for source, packed in (
+        (ConversationBatches(rows, 4, 48, 0, seed=2), False),
+        (ConversationBatches(rows, 4, 48, 0, seed=2, row_tokens=64), True),
+        (PreferenceBatches(pairs, 4, 48, 0, seed=2), False),
+    ):
+        batches = [source.batch(step) for step in range(len(source))]
+        ids = [getattr(batch, "chosen", batch).input_ids for batch in batches]
+        sizes = [np.count_nonzero(found) if packed else found.size for found in ids]
+        for steps in (3, len(source), 2 * len(source)):
+            assert sizes[source.largest(steps)] == max(sizes[:steps]) > min(sizes[:steps])
+
+
 def test_pairs_stay_together() -> None:
     pairs = [
         Pair(Row([i, 1, 10 + i], [0.0, 0.0, 1.0]), Row([i, 1, 50 + i, 2], [0.0, 0.0, 1.0, 1.0]), 1 / (1 + i % 3))

@@ -225,6 +225,23 @@ def test_weights_that_are_no_numbers(served: NativeEngine, folders: dict[str, Pa
         served.add_adapter("new", folder)
 
 
+def test_wrong_adapters_disturb_nobody_who_is_being_answered(
+    served: NativeEngine, alone: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    other = write_adapter(tiny.save(tmp_path / "other", tiny.llama(seed=7)), tmp_path / "of another base", 6)
+    broken = Path(shutil.copytree(folders["law"], tmp_path / "no numbers"))
+    tensors = load_file(broken / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("inf")
+    save_file(tensors, broken / "adapter_model.safetensors")
+    stream = served.stream(asking(PROMPTS[1], "law", 40))
+    deltas = [next(stream)]
+    for folder, said in ((other, "of another base"), (broken, "NaN"), (tmp_path, "not an adapter folder")):
+        with pytest.raises(FledgeError, match=said):
+            served.add_adapter("new", folder)
+    deltas += stream
+    assert sum((delta.token_ids for delta in deltas), ()) == greedy(alone["law"], PROMPTS[1], 40)
+
+
 def test_a_copy_of_the_base_is_the_base(served: NativeEngine, base: Path, tmp_path: Path) -> None:
     folder = write_adapter(Path(shutil.copytree(base, tmp_path / "moved")), tmp_path / "adapter", 6)
     served.add_adapter("moved", folder)

@@ -41,6 +41,38 @@ def test_a_file_with_bad_lines(engine: NativeEngine, monkeypatch: pytest.MonkeyP
     assert len(rows[8]["logprobs"]) == 5
 
 
+BAD = {
+    "too long": ({"prompt": "你" * 200}, "600 tokens"),
+    "empty": ({"prompt": ""}, "empty"),
+    "no tokens asked": ({"prompt": "a", "max_tokens": 0}, "max_tokens: must be at least 1"),
+    "no schema": ({"prompt": "a", "guided_json": {"type": "strang"}}, "strang"),
+    "no expression": ({"prompt": "a", "guided_regex": "a("}, "regular expression"),
+    "a bias for nobody": ({"prompt": "a", "logit_bias": {"330": 1.0}}, "logit_bias: a token id is outside"),
+    "a bias of nothing": ({"prompt": "a", "logit_bias": {"5": float("nan")}}, "logit_bias is out of range"),
+    "no temperature": ({"prompt": "a", "temperature": float("nan")}, "temperature"),
+    "no role": ({"messages": [{"role": "robot", "content": "a"}]}, "is not one of the values allowed here"),
+}
+
+
+def test_bad_lines_change_no_answer_of_the_others(engine: NativeEngine) -> None:
+    good = [{"prompt": f"how {n}", "max_tokens": 9, "temperature": 0} for n in range(len(BAD))]
+    mixed = [line for pair in zip(good, (line for line, _ in BAD.values()), strict=True) for line in pair]
+    alone, together = io.StringIO(), io.StringIO()
+    assert batch.generate_file(engine, map(json.dumps, good), alone) == 0
+    assert batch.generate_file(engine, map(json.dumps, mixed), together) == len(BAD)
+    rows = together.getvalue().splitlines()
+    assert rows[::2] == alone.getvalue().splitlines()
+    for row, (name, (_, says)) in zip(rows[1::2], BAD.items(), strict=True):
+        assert says in json.loads(row)["error"], name
+
+
+def test_what_is_wrong_is_said_in_chinese(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEDGE_LANG", "zh")
+    out = io.StringIO()
+    batch.generate_file(engine, ['{"prompt": "a", "max_tokens": 0}', '{"prompt": 3}'], out)
+    assert ["不能小于 1" in out.getvalue(), "必须是文本" in out.getvalue()] == [True, True]
+
+
 def test_the_order_and_texts_are_those_of_the_engine(engine: NativeEngine) -> None:
     prompts = [f"prompt {n}" for n in range(7)]
     lines = [json.dumps({"prompt": prompt, "seed": 4, "max_tokens": n + 1}) for n, prompt in enumerate(prompts)]

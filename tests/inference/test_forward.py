@@ -146,7 +146,7 @@ def test_a_layer_that_a_new_version_computes_otherwise_is_not_fused(monkeypatch:
 def test_weights_in_8_bits_stay_near(dtype: torch.dtype, loops: bool) -> None:
     model = llama(initializer_range=0.1).to(dtype)
     expected = model(torch.tensor([PROMPTS[1]])).logits[0].float()
-    forward = Forward(copy.deepcopy(model), int8=True, loops=loops)
+    forward = Forward(copy.deepcopy(model), weights="int8", loops=loops)
     forward.allocate(8)
     found = forward.run([Part(PROMPTS[1], 0, list(range(4)), len(PROMPTS[1]))])
     error = (found - expected).norm() / expected.norm()

@@ -297,18 +297,3 @@ def test_ten_thousand_requests_and_their_cancellation_leave_no_block_behind() ->
                 assert ticket.answers[0].ids[len(ticket.prompt_ids) :] == text(ticket.prompt_ids, ticket.limit)
     desk.check()
     assert cancelled > 1000 and desk.scheduler.preemptions > 50 and desk.scheduler.prefix_hit_tokens > 10_000
-
-
-def test_fragmentation_stays_below_four_percent() -> None:
-    """Slots without a token over slots of used blocks, last blocks included, mean over the steps; blocks of 16, 64
-    requests with prompts of 32 to 256 tokens and 16 to 128 new ones, all at once."""
-    rng = random.Random(5)
-    desk = Desk(blocks=1600, size=16, slots=64, prefill=512)
-    for _ in range(64):
-        desk.ask([rng.randrange(VOCABULARY) for _ in range(rng.randint(32, 256))], rng.randint(16, 128))
-    shares = []
-    while desk.scheduler:
-        desk.step()
-        if desk.scheduler.running:
-            shares.append(desk.scheduler.statistics().fragmentation)
-    assert 0.02 < sum(shares) / len(shares) < 0.04

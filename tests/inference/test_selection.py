@@ -179,6 +179,10 @@ def test_permutations_are_all_or_different_ones() -> None:
     )
 
 
+def test_there_are_no_more_permutations_than_there_are() -> None:
+    assert len(set(permutations(9, 400_000, 0))) == 362_880 and len(set(permutations(40, 7, 0))) == 7
+
+
 def test_likelihoods_are_the_models_own(engine: NativeEngine) -> None:
     rows = [((), "What is this?", "a test"), ((POOL[0],), "这是什么？", "测试"), ((POOL[2], POOL[4]), "谁？", "我")]
     means, _ = likelihoods(engine, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,10 @@ def llama(seed: int = 0, **shape: Any) -> LlamaForCausalLM:
 
 
 def save(folder: Path, model: Any) -> Path:
-    """A model folder as fledge writes them."""
+    """A model folder as fledge writes them. The model stays as it is: saving names the ends of a turn in its config."""
     from fledge.models.save import save_model
 
-    save_model(model, tokenizer(), folder)
+    save_model(copy.deepcopy(model), tokenizer(), folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 
@@ -34,6 +36,35 @@ def running(app: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def posted(url: str, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """A connection on which a request was sent; leaving the block hangs up."""
+    host, port = url.removeprefix("http://").split(":")
+    text = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + text)
+        yield connection
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The value of one line of /metrics; 0 where there is none yet."""
+    wanted = "".join(sorted(f'{key}="{value}"' for key, value in labels.items()))
+    for line in httpx.get(f"{url}/metrics").text.splitlines():
+        head, _, value = line.rpartition(" ")
+        if head.partition("{")[0] == name and "".join(sorted(head.partition("{")[2].rstrip("}").split(","))) == wanted:
+            return float(value)
+    return 0.0
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    """Until it is so. The seconds are for what never happens, not for a machine that has much to do."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +22,9 @@ from fledge.inference.native import NativeEngine
 from fledge.serving.app import create_app
 from fledge.serving.run import serve
 from tests.inference import tiny
-from tests.serving.conftest import running
+from tests.serving.conftest import metric, posted, running, wait_for
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
-
-
-def metric(url: str, name: str, **labels: str) -> float:
-    """The value of one line of /metrics; 0 where there is none yet."""
-    wanted = "".join(sorted(f'{key}="{value}"' for key, value in labels.items()))
-    for line in httpx.get(f"{url}/metrics").text.splitlines():
-        head, _, value = line.rpartition(" ")
-        if head.partition("{")[0] == name and "".join(sorted(head.partition("{")[2].rstrip("}").split(","))) == wanted:
-            return float(value)
-    return 0.0
-
-
-def wait_for(condition: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_health(url: str) -> None:
@@ -113,32 +98,47 @@ def test_metrics_show_the_engine_from_within(url: str, engine: NativeEngine) -> 
     assert metric(url, "fledge_engine_running", model="base") == metric(url, "fledge_engine_waiting", model="base") == 0
 
 
+@dataclass
+class Held:
+    """A server whose model computes three steps and is then held back until it is let go."""
+
+    url: str
+    engine: NativeEngine
+    go_on: threading.Event
+    steps: list[None]
+
+
 @pytest.fixture
-def slow_url(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A server whose model takes its time: 20 ms a token, 200 tokens."""
+def held() -> Iterator[Held]:
+    steps: list[None] = []
+    go_on = threading.Event()
+
+    def count(*_: Any) -> None:
+        steps.append(None)
+        assert len(steps) <= 3 or go_on.wait(60)
+
     model = tiny.llama()
-    model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
-    with NativeEngine(model, tiny.tokenizer()) as engine, running(create_app({"slow": engine})) as url:
-        yield url, engine
+    model.register_forward_pre_hook(count)
+    with NativeEngine(model, tiny.tokenizer()) as engine, running(create_app({"held": engine})) as url:
+        steps.clear()  # the engine's own question, what each layer keeps
+        yield Held(url, engine, go_on, steps)
+        go_on.set()
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_hangs_up_stops_the_work(slow_url: tuple[str, NativeEngine], stream: bool) -> None:
-    url, engine = slow_url
-    body = json.dumps({"prompt": "a", "max_tokens": 200, "stream": stream, "logprobs": 0}).encode()
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        )
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
-        wait_for(lambda: metric(url, "fledge_active_requests", model="slow") == 1)
+def test_a_client_that_hangs_up_stops_the_work(held: Held, stream: bool) -> None:
+    body = {"prompt": "a", "max_tokens": 200, "stream": stream, "logprobs": 0}
+    with posted(held.url, "/v1/completions", body) as connection:
+        wait_for(lambda: len(held.steps) == 4)
+        assert metric(held.url, "fledge_active_requests", model="held") == 1
         if stream:
             assert b"200 OK" in connection.recv(4096)
-    wait_for(lambda: metric(url, "fledge_active_requests", model="slow") == 0, seconds=2)
-    wait_for(lambda: not engine._call(lambda: bool(engine._scheduler)), seconds=1)
-    assert metric(url, "fledge_requests_total", model="slow", outcome="cancelled") == 1
-    assert metric(url, "fledge_tokens_total", model="slow", kind="completion") < 150
+    wait_for(lambda: metric(held.url, "fledge_active_requests", model="held") == 0)
+    assert metric(held.url, "fledge_requests_total", model="held", outcome="cancelled") == 1
+    held.go_on.set()
+    wait_for(lambda: not held.engine._call(lambda: bool(held.engine._scheduler)))
+    assert len(held.steps) == 4, "the step that was being computed is the last one"
+    assert metric(held.url, "fledge_tokens_total", model="held", kind="completion") <= 3
 
 
 def test_an_engine_that_fails_midway(url: str) -> None:

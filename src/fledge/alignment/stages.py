@@ -46,7 +46,7 @@ class PreferencePairs(Stage, use="align.preferences", version=1):
     top_p: float = Field(0.95, gt=0, le=1, description="samples keep the likeliest tokens that reach this mass")
     even_lengths: bool = Field(True, description="take the surplus of either side's longer answers out")
     held_out: float = Field(0.2, gt=0, lt=1, description="share of the conversations whose pairs are held out")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4", "fp8"] = Field(
         "auto", description="number format of the model while it answers; auto takes 16 bits for large models"
     )
 

@@ -15,7 +15,7 @@ from fledge.core.store import Store, find_model
 
 def search_index(index: str, query: str, k: int, by: str, embedder: str, diversity: float, as_json: bool) -> None:
     """`fledge find`."""
-    passages = _retriever(index, embedder, by, diversity).search(query, k)
+    passages = retriever_of(index, embedder, by, diversity).search(query, k)
     if as_json:
         print(
             json.dumps(
@@ -39,7 +39,7 @@ def ask_index(
     max_tokens: int, dtype: str, engine: str, test: str, as_json: bool,
 ) -> None:  # fmt: skip
     """`fledge ask`."""
-    retriever = _retriever(index, embedder, by, diversity)
+    retriever = retriever_of(index, embedder, by, diversity)
     questions = _questions(test) if test else []
     from fledge.cli.use import _engine
     from fledge.inference.retrieval.answering import RetrievalAugmented
@@ -69,7 +69,8 @@ def find_index(name: str, store: Store) -> Path:
         ) from None  # fmt: skip
 
 
-def _retriever(index: str, embedder: str, by: str, diversity: float) -> Any:
+def retriever_of(index: str, embedder: str = "", by: str = "auto", diversity: float = 0.0) -> Any:
+    """The retriever over the index of that name, with the model of its vectors where one is named."""
     store = Store()
     folder = find_index(index, store)
     from fledge.inference.retrieval.retriever import Retriever
@@ -111,16 +112,11 @@ def _answer(assistant: Any, question: str, as_json: bool) -> None:
         print(json.dumps(row, ensure_ascii=False))
         return
     from fledge.cli.console import terminal
+    from fledge.serving.terminal import show_sources
 
     answer = assistant.answer(question, listen=lambda text: print(text, end="", flush=True))
     print()
-    console = terminal()
-    if answer.sources:
-        console.print()
-    for line in answer.sources:
-        console.print(line, style="cyan", markup=False)
-    for line in answer.problems:
-        console.print(f"! {line}", style="yellow", markup=False)
+    show_sources(answer, terminal())
 
 
 def _measure(assistant: Any, questions: list[Any], as_json: bool) -> None:

@@ -50,6 +50,7 @@ def show_matrix(engine: Engine, name: str, adapters: Mapping[str, Path], as_json
     for title in ("", name, t("why not")):
         table.add_column(title, overflow="fold")
     for item in found:
-        why = t("its answers did not show it") if item.works is None and not item.found else item.found
-        table.add_row(item.name, MARKS[item.works], why)
+        unnamed = item.name == "adapters" and not adapters
+        unseen = t("name one: --adapter NAME=FOLDER") if unnamed else t("its answers did not show it")
+        table.add_row(item.name, MARKS[item.works], item.found or (unseen if item.works is None else ""))
     Console(highlight=False, markup=False).print(table)

@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 import fledge
+from fledge.cli.tuning import tuning
 from fledge.core.errors import FledgeError, Problem, did_you_mean
 from fledge.core.language import t
+from fledge.inference.formats import DTYPES
 
 STAGES: dict[str, str] = {
     "data collect": "gather files, folders and packages as records",
@@ -364,6 +366,7 @@ _stage_commands()
 # --- using a model -------------------------------------------------------------------------------------------------
 
 
+_DTYPES = click.Choice(DTYPES)
 _ENGINE = "vllm, llama.cpp, openvino, onnx, or the URL of a server that runs already"
 
 
@@ -371,19 +374,20 @@ _ENGINE = "vllm, llama.cpp, openvino, onnx, or the URL of a server that runs alr
 @click.argument("model")
 @click.option("--port", type=int, default=8000, show_default=True, help="0 takes a free one")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True)
+@click.option("--dtype", type=_DTYPES, default="auto", show_default=True)
 @click.option("--name", default="", help="the model's name in the API")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=FOLDER", help="a LoRA adapter on it, a model too")
 @click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
 @click.option("--tool", "tools", multiple=True, metavar="TOOL", help="for clients' techniques: python, search=INDEX")
+@tuning
 def serve(
     model: str, port: int, host: str, dtype: str, name: str, adapters: tuple[str, ...], engine: str,
-    tools: tuple[str, ...],
+    tools: tuple[str, ...], tuning: dict[str, Any],
 ) -> None:  # fmt: skip
     """Serve MODEL (a folder, RUN, RUN/STAGE, or the URL of another server): OpenAI's API, and a chat page at /."""
     from fledge.cli.use import serve_model
 
-    serve_model(model, host, port, dtype, name, adapters, engine, tools)
+    serve_model(model, host, port, dtype, name, adapters, engine, tools, tuning)
 
 
 @cli.command()
@@ -392,22 +396,29 @@ def serve(
 @click.option("--temperature", type=float, default=0.7, show_default=True)
 @click.option("--max-tokens", type=int, default=256, show_default=True)
 @click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
-def chat(model: str, system: str, temperature: float, max_tokens: int, engine: str) -> None:
+@click.option("--index", default="", metavar="INDEX", help="show the model what each message finds there")
+@click.option("--embedder", default="", metavar="MODEL", help="the model of the index's vectors")
+@tuning
+def chat(
+    model: str, system: str, temperature: float, max_tokens: int, engine: str, index: str, embedder: str,
+    tuning: dict[str, Any],
+) -> None:  # fmt: skip
     """Talk to MODEL (a folder, RUN, RUN/STAGE, or the URL of a server) in the terminal."""
     from fledge.cli.use import chat_with
 
-    chat_with(model, system, temperature, max_tokens, engine)
+    chat_with(model, system, temperature, max_tokens, engine, tuning, index, embedder)
 
 
 @cli.command(short_help="answer a batch of prompts from standard input")
 @click.argument("model")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True)
+@click.option("--dtype", type=_DTYPES, default="auto", show_default=True)
 @click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
-def generate(model: str, dtype: str, engine: str) -> None:
+@tuning
+def generate(model: str, dtype: str, engine: str, tuning: dict[str, Any]) -> None:
     """Answer prompts from standard input (a JSON object a line) on standard output."""
     from fledge.cli.use import generate_batch
 
-    generate_batch(model, dtype, engine)
+    generate_batch(model, dtype, engine, tuning)
 
 
 _BY = click.Choice(["auto", "words", "vectors", "both"])
@@ -438,7 +449,7 @@ def find(index: str, query: str, **options: Any) -> None:
 @click.option("--diversity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="no two alike: 0 … 1")
 @click.option("--abstain/--no-abstain", default=True, help="the model may say that the sources do not hold it")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True)
+@click.option("--dtype", type=_DTYPES, default="auto", show_default=True)
 @click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
 @click.option("--test", default="", metavar="FILE", help="questions with answers: measure with and without the index")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
@@ -456,7 +467,7 @@ def ask(index: str, model: str, question: str, **options: Any) -> None:
 @cli.command(short_help="which engines there are here, and what one of them can do")
 @click.argument("words", nargs=-1, metavar="[MODEL | install NAME]")
 @click.option("--engine", default="native", show_default=True, metavar="ENGINE", help=_ENGINE)
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]), default="auto", show_default=True)
+@click.option("--dtype", type=_DTYPES, default="auto", show_default=True)
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=FOLDER", help="a LoRA adapter to ask about, too")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
 def engines(words: tuple[str, ...], **options: Any) -> None:
@@ -465,10 +476,10 @@ def engines(words: tuple[str, ...], **options: Any) -> None:
     """
     from fledge.cli.use import install_engine, show_engines
 
-    if words[:1] == ("install",) and len(words) == 2:
-        return install_engine(words[1])
+    if words[:1] == ("install",) and (len(words) == 2 or not Path("install").exists()):
+        return install_engine(" ".join(words[1:]))
     if len(words) > 1:
-        raise click.UsageError(f"{' '.join(words)}")
+        raise click.UsageError(t("one model at a time: {words}", words=", ".join(words)))
     show_engines(words[0] if words else "", **options)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from fledge.cli.tuning import options_for
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
 from fledge.core.store import Store, find_model
@@ -14,18 +16,23 @@ from fledge.core.store import Store, find_model
 
 def serve_model(
     model: str, host: str, port: int, dtype: str, name: str, adapters: Sequence[str] = (), engine: str = "native",
-    tools: Sequence[str] = (),
+    tools: Sequence[str] = (), tuning: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:  # fmt: skip
-    """`fledge serve`. `adapters`: NAME=FOLDER each; `engine`: a name or a URL; `tools`: python, search=INDEX."""
+    """`fledge serve`. `adapters`: NAME=FOLDER each; `engine`: a name or a URL; `tools`: python, search=INDEX;
+    `tuning`: what was said of our own engine's options."""
     store = Store()
     path = _place(model, store, engine, dtype)
+    options = options_for(path, engine, tuning, store)
     name = name or _title(model, path)
     folders = dict(_named(text, store, name) for text in adapters)
     usable = _tools(tools, store)
     from fledge.serving.run import serve
     from fledge.studio.chat import mount
 
-    serve(path, name, host=host, port=port, dtype=dtype, mount=mount, adapters=folders, engine=engine, tools=usable)
+    serve(
+        path, name, host=host, port=port, dtype=dtype, mount=mount, adapters=folders, engine=engine, tools=usable,
+        options=options,
+    )  # fmt: skip
 
 
 def _named(text: str, store: Store, taken: str) -> tuple[str, Path]:
@@ -65,17 +72,25 @@ def _tools(names: Sequence[str], store: Store) -> dict[str, Any]:
     return allowed
 
 
-def chat_with(model: str, system: str, temperature: float, max_tokens: int, engine: str = "native") -> None:
-    """`fledge chat`."""
-    opened = _engine(model, "auto", engine)
+def chat_with(
+    model: str, system: str, temperature: float, max_tokens: int, engine: str = "native",
+    tuning: Mapping[str, Any] = MappingProxyType({}), index: str = "", embedder: str = "",
+) -> None:  # fmt: skip
+    """`fledge chat`. `index`: what each message is searched in, with the vectors of the model `embedder`."""
+    from fledge.cli.ask import retriever_of
+
+    search = retriever_of(index, embedder) if index else None
+    opened = _engine(model, "auto", engine, tuning)
     from fledge.serving.terminal import chat
 
-    chat(opened, system=system, temperature=temperature, max_new_tokens=max_tokens)
+    chat(opened, system=system, temperature=temperature, max_new_tokens=max_tokens, search=search)
 
 
-def generate_batch(model: str, dtype: str, engine: str = "native") -> None:
+def generate_batch(
+    model: str, dtype: str, engine: str = "native", tuning: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """`fledge generate`."""
-    opened = _engine(model, dtype, engine)
+    opened = _engine(model, dtype, engine, tuning)
     from fledge.inference.batch import generate_file
 
     failed = generate_file(opened, sys.stdin, sys.stdout)
@@ -84,20 +99,23 @@ def generate_batch(model: str, dtype: str, engine: str = "native") -> None:
         sys.exit(1)
 
 
-def _engine(model: str, dtype: str, engine: str) -> Any:
-    place = _place(model, Store(), engine, dtype)
+def _engine(model: str, dtype: str, engine: str, tuning: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    store = Store()
+    place = _place(model, store, engine, dtype)
+    options = options_for(place, engine, tuning, store)
     from fledge.inference.opening import open_engine
 
-    return open_engine(place, dtype=dtype, engine=engine)
+    return open_engine(place, dtype=dtype, engine=engine, **options)
 
 
 def _place(model: str, store: Store, engine: str, dtype: str) -> Path | str:
     """Where the engine finds the model: a server's address as it is, a folder, for llama.cpp a GGUF file.
 
     The name of a model at `engine`'s URL may stand for a folder: then there is no tokenizer of ours."""
-    from fledge.inference.engines.opening import check_name, is_address
+    from fledge.inference.engines.opening import check_dtype, check_name, is_address
 
     check_name(engine)
+    check_dtype(engine, dtype)
     if is_address(model):
         return model
     if engine == "llama.cpp" and model.endswith(".gguf"):

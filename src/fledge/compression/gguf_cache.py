@@ -11,7 +11,7 @@ from fledge.core.artifact import digest_of, sha256_of
 from fledge.core.language import t
 from fledge.core.store import home
 
-_FORMATS = {"auto": "bf16", "float32": "f32", "bfloat16": "bf16"}
+_FORMATS = {"auto": "bf16", "float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}
 _TOKENS = 512
 """of our own texts, on which the file is compared with the model"""
 

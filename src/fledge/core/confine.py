@@ -204,7 +204,8 @@ def become(python: dict[str, str], limits: dict[str, float], real_root: bool) ->
         resource.RLIMIT_MSGQUEUE: 0,
     }
     for kind, bound in bounds.items():
-        resource.setrlimit(kind, (int(bound), int(bound)))
+        grace = kind == resource.RLIMIT_CPU  # a second between the signal that says so and the one that ends all
+        resource.setrlimit(kind, (int(bound), int(bound) + grace))
     if real_root:
         os.setgroups([])
         os.setresgid(INSIDE, INSIDE, INSIDE)

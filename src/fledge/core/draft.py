@@ -180,11 +180,13 @@ def _translate(schema: type[BaseModel], error: dict[str, Any], key: Key, draft: 
             allowed=expected,
             fix=did_you_mean(str(given), words) if isinstance(given, str) else "",
         )
-    return Problem(_rule(kind, error), where, found=_short(given))
+    return Problem(rule_of(error), where, found=_short(given))
 
 
-def _rule(kind: str, error: Mapping[str, Any]) -> str:
-    """The rule that a value broke, in the user's language where pydantic's own words are English."""
+def rule_of(error: Mapping[str, Any]) -> str:
+    """The rule that a value broke (one of pydantic's `errors()`), in the user's language where its own words are
+    English."""
+    kind = error["type"]
     context = error.get("ctx", {})
     rules = {
         "greater_than": lambda: t("must be greater than {limit}", limit=context["gt"]),
@@ -192,6 +194,9 @@ def _rule(kind: str, error: Mapping[str, Any]) -> str:
         "less_than": lambda: t("must be less than {limit}", limit=context["lt"]),
         "less_than_equal": lambda: t("must be at most {limit}", limit=context["le"]),
         "too_short": lambda: t("needs at least {limit} entries", limit=context["min_length"]),
+        "missing": lambda: t('the key "{key}" is missing', key=error["loc"][-1]),
+        "literal_error": lambda: t("is not one of the values allowed here"),
+        "string_type": lambda: t("must be a text"),
     }
     numbers = ("int_parsing", "int_type", "int_from_float", "float_parsing", "float_type")
     if kind in rules:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -53,7 +54,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ran:
-    """How a program ended. `status`: "ok", "error" (an exception, a signal, a limit) or "timeout"."""
+    """How a program ended. `status`: "ok", "error" (an exception, a signal, a limit) or "timeout" (its time by the
+    clock or the processor's was up)."""
 
     output: str
     errors: str
@@ -77,6 +79,7 @@ def run_python(code: str, limits: Limits | None = None) -> Ran:
         status = process.wait()
     if status == _REFUSED:
         raise _refusal(errors.decode(errors="replace").strip())
+    late = late or status == 128 + signal.SIGXCPU
     ended: Literal["ok", "error", "timeout"] = "timeout" if late else "ok" if status == 0 else "error"
     return Ran(output.decode(errors="replace"), errors.decode(errors="replace"), ended)
 

@@ -34,7 +34,7 @@ class Candidate:
 
 
 def candidates(
-    models: Mapping[str, Path], tasks: Sequence[Task], job: Job, completes: Sequence[str]
+    models: Mapping[str, Path | str], tasks: Sequence[Task], job: Job, completes: Sequence[str]
 ) -> tuple[list[Candidate], dict[str, dict[str, str]]]:
     """Whom to ask what, and for every task which name plays which part (a reference is often one of the models)."""
     found = {
@@ -60,7 +60,7 @@ def _free(name: str, taken: Mapping[str, object]) -> str:
 
 
 def evaluate(
-    models: Mapping[str, Path],
+    models: Mapping[str, Path | str],
     tasks: Sequence[Task],
     job: Job,
     open_subject: Open,
@@ -69,6 +69,8 @@ def evaluate(
     contaminated: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Any]:
     """Ask all, conclude, and return what `scores.json` says. Items lie in `job.out/items/<task>/<model>.jsonl`.
+
+    `models`: the folder of each, or the address of the server that answers for it.
 
     `contaminated` (task → ids of items that stand in training data) gives each such task's numbers a second time,
     apart: as `<task>_clean` and `<task>_contaminated`.
@@ -167,12 +169,15 @@ class _Progress:
 def _row(
     who: Candidate, conclusions: Mapping[str, Conclusion], weigh: Callable[[Path], tuple[int, int]]
 ) -> dict[str, Any]:
-    parameters, size = weigh(who.named.path)
     metrics: dict[str, Any] = {}
     for conclusion in conclusions.values():
         metrics |= _json(conclusion.models.get(who.named.name, {}))
     kind = "reward-model" if who.named.reward else "model"
-    return {"kind": kind, "chat": who.named.chat, "parameters": parameters, "bytes": size, "metrics": metrics}
+    row = {"kind": kind, "chat": who.named.chat, "metrics": metrics}
+    if isinstance(who.named.path, str):
+        return {**row, "address": who.named.path}
+    parameters, size = weigh(who.named.path)
+    return {**row, "parameters": parameters, "bytes": size}
 
 
 def _task(task: Task, conclusion: Conclusion, job: Job) -> dict[str, Any]:
@@ -220,7 +225,7 @@ def flatten(scores: Mapping[str, Any]) -> dict[str, Any]:
     """`base.answer_loss: 3.1`, `base.answer_loss_interval: [3.0, 3.2]`, `baselines.xz.bits_per_byte_en: 2.9`."""
     flat: dict[str, Any] = {}
     for name, row in scores["models"].items():
-        flat |= {f"{name}.parameters": row["parameters"], f"{name}.bytes": row["bytes"]}
+        flat |= {f"{name}.{key}": row[key] for key in ("parameters", "bytes") if key in row}
         flat |= _flat(name, row["metrics"])
     for task in scores["tasks"]:
         for name, numbers in task["baselines"].items():

@@ -95,7 +95,7 @@ def side_by_side(run: RunView) -> SideBySide:
     for scores in run.scores():
         for name, row in scores["models"].items():
             table.kinds[name], table.chats[name] = row["kind"], row.get("chat", True)
-            facts = {"parameters": row["parameters"], "bytes": row["bytes"]}
+            facts = {key: row[key] for key in ("parameters", "bytes") if key in row}
             table.metrics.setdefault(name, {}).update({**facts, **row["metrics"]})
         for task in scores["tasks"]:
             table.tasks[task["key"]] = task["task"]

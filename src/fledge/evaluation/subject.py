@@ -27,7 +27,7 @@ class Named:
     """Which model a stage means, before it is loaded."""
 
     name: str
-    path: Path
+    path: Path | str  # its folder, or the address of a server that answers for it
     reward: bool = False  # a reward model: one score an answer
     chat: bool = True  # asked through its chat template; else the prompt is plain text to continue
     shown: bool = True  # False for a reference that the user did not ask to see
@@ -35,7 +35,8 @@ class Named:
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model. `tokenizer` is called as a Hugging Face tokenizer: `tokenizer(text).input_ids`."""
+    """A loaded model. `tokenizer` is called as a Hugging Face tokenizer: `tokenizer(text).input_ids`. Of a model at a
+    server's address there is the engine alone, and the server writes its chats."""
 
     name: str
     engine: Engine
@@ -43,11 +44,12 @@ class Subject:
     renderer: ChatRenderer | None
     chat: bool = True
     reward: bool = False
+    served: bool = False
 
     @property
     def chats(self) -> bool:
         """Whether prompts go through the chat template."""
-        return self.chat and self.renderer is not None
+        return self.chat and (self.served or self.renderer is not None)
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], tell: Callable[[int], None]
@@ -150,9 +152,11 @@ def solve(
 
 
 def open_subject(named: Named, dtype: str, device: str) -> Subject:
-    """Load a model with the one of our own engines that it needs."""
+    """Load a model with the one of our own engines that it needs, or connect to the server that answers for it."""
     from fledge.inference.opening import open_engine
 
+    if isinstance(named.path, str):
+        return Subject(named.name, open_engine(named.path), None, None, named.chat, served=True)
     engine = open_engine(named.path, dtype=dtype, device=device, reward=named.reward)
     renderer = engine.renderer if engine.renderer and engine.renderer.template else None
     return Subject(named.name, engine, engine.tokenizer, renderer, named.chat, named.reward)

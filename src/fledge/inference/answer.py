@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from fledge.core.errors import FledgeError
 from fledge.inference.blocks import Table
 from fledge.inference.constraint import Guide
 from fledge.inference.detokenize import Decoder, Detokenizer, StopStrings
-from fledge.inference.engine import Choice, Delta, FinishReason, Listen, Request, Result, TokenLogprob
+from fledge.inference.engine import Delta, FinishReason, Listen, Request, TokenLogprob, told
 from fledge.inference.ranking import Ranking
 from fledge.inference.sampling import Floats, Sampling, logprob_of, ranked
 from fledge.inference.speculation import Draft, Guesser, accept
-
-log = logging.getLogger(__name__)
 
 
 class Answer:
@@ -122,6 +119,12 @@ class Ticket:
         self.cancelled = True
         self._wake()
 
+    def end(self) -> None:
+        """End as cancelled every answer that goes on. The engine's thread does this."""
+        for answer in self.answers:
+            if not answer.finished:
+                answer.cancel()
+
     @property
     def finished(self) -> bool:
         """Whether no answer goes on."""
@@ -136,45 +139,7 @@ class Ticket:
             self._wake()
 
     def tell(self, delta: Delta | FledgeError) -> None:
-        """Pass it on. A listener that breaks (its loop is closed, its client is gone) ends its own request only."""
-        try:
-            self._listen(delta)
-        except Exception:
-            log.exception("a listener failed")
+        """Pass it on. Whose listener breaks is cancelled."""
+        if not told(self._listen, delta):
             self._listen = lambda _: None
             self.cancel()
-
-
-class Collector:
-    """Listens to one request and puts its whole answers together."""
-
-    def __init__(self, request: Request, done: Callable[[], None] = lambda: None) -> None:
-        """`done` is called once, in the engine's thread, when nothing more will come."""
-        self.error: FledgeError | None = None
-        self._deltas: list[list[Delta]] = [[] for _ in range(request.n)]
-        self._open, self._done = request.n, done
-
-    def __call__(self, delta: Delta | FledgeError) -> None:
-        if isinstance(delta, FledgeError):
-            self.error, self._open = delta, 0
-        else:
-            self._deltas[delta.index].append(delta)
-            self._open -= delta.finish_reason is not None
-        if self._open == 0:
-            self._done()
-
-    def result(self, ticket: Ticket) -> Result:
-        """What came of a request, whole."""
-        if self.error is not None:
-            return Result(prompt_tokens=ticket.prompt_tokens, error=self.error)
-        choices = tuple(_whole(deltas) for deltas in self._deltas)
-        return Result(choices, ticket.prompt_tokens, ticket.prompt_logprobs)
-
-
-def _whole(deltas: list[Delta]) -> Choice:
-    return Choice(
-        text="".join(d.text for d in deltas),
-        token_ids=tuple(id for d in deltas for id in d.token_ids),
-        finish_reason=next(d.finish_reason for d in reversed(deltas) if d.finish_reason),
-        logprobs=tuple(p for d in deltas for p in d.logprobs),
-    )

@@ -1,42 +1,41 @@
-"""What engines in this process share: how they are asked, in terms of tickets, their tokens, and their worker's end."""
+"""What engines in this process share: how they are asked, and how a request becomes a ticket."""
 
 from __future__ import annotations
 
-import atexit
 import threading
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
-from fledge.core.errors import FledgeError
+from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.inference.answer import Collector, Ticket
+from fledge.data.tokens.packing import plain
+from fledge.inference.answer import Ticket
+from fledge.inference.constraint import Constraints
 from fledge.inference.engine import Delta, Listen, Request, Result
 from fledge.inference.engines import blocking
-
-LINGER = 2.0
-"""seconds after which an idle worker ends, so that an engine that nobody refers to any more frees its model"""
-_OPEN: weakref.WeakSet[Asking] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A thread inside torch must not be there any more when the interpreter goes down."""
-    for engine in list(_OPEN):
-        engine.close()
+from fledge.inference.prompt import check_prompt
+from fledge.inference.working import Working
+from fledge.records.chat import ChatRenderer
 
 
-class Asking:
-    """An engine that makes tickets of requests and hands them to a worker thread, which runs while there is work."""
+class Asking(Working):
+    """An engine with a worker and a tokenizer of its own: it makes tickets of requests and hands them over."""
 
-    _text: Any
-    """the tokenizer's own copy for plain text: never changed, so that threads may share it"""
-    _work: Callable[[], None]
-    """what the worker does until nobody asks any more, or `_closed`"""
-    _ticket: Callable[[Request, Listen], Ticket]
-    """raises FledgeError when the request cannot be"""
-    _post: Callable[[list[Ticket]], None]
-    """lets them in together"""
+    context: int
+    """the most tokens that a prompt and its answer may have together"""
+
+    def __init__(
+        self, tokenizer: Any, renderer: ChatRenderer | None, vocabulary: int, stop_ids: frozenset[int]
+    ) -> None:
+        """`vocabulary`: the ids that the model knows; `stop_ids`: those that end a text."""
+        super().__init__()
+        self.tokenizer, self.renderer = tokenizer, renderer
+        self._vocabulary, self._stop_ids = vocabulary, stop_ids
+        self._text = plain(tokenizer)  # never changed: threads may share it
+        self._render_lock = threading.Lock()
+
+    # ---- how it is asked
 
     def submit(self, request: Request, listen: Listen) -> Ticket:
         """Start a request. Raises FledgeError when its prompt is empty or leaves no room in the context."""
@@ -50,26 +49,11 @@ class Asking:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """All answers, in order. All requests enter at once: on an idle engine the batches are always the same."""
-        waiting = threading.Semaphore(0)
-        entries: list[tuple[Ticket, Collector] | FledgeError] = []
-        for request in requests:
-            collector = Collector(request, waiting.release)
-            try:
-                entries.append((self._ticket(request, collector), collector))
-            except FledgeError as error:
-                entries.append(error)
-        tickets = [entry[0] for entry in entries if not isinstance(entry, FledgeError)]
-        self._post(tickets)
-        try:
-            for _ in tickets:
-                waiting.acquire()
-        except BaseException:  # Ctrl-C: do not go on computing what nobody waits for
-            for ticket in tickets:
-                ticket.cancel()
-            raise
-        return [
-            Result(error=entry) if isinstance(entry, FledgeError) else entry[1].result(entry[0]) for entry in entries
-        ]
+        return blocking.generate(self._ticket, requests, self._post)
+
+    def count(self, request: Request) -> int:
+        """The tokens of a request's prompt. Raises what `submit` would raise."""
+        return len(self._prompt(request))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: control spellings stay text, no special tokens are added."""
@@ -79,35 +63,61 @@ class Asking:
         """The text of token ids; with `special` control tokens are spelled out, else left out."""
         return str(self._text.decode(list(ids), skip_special_tokens=not special))
 
-    # ---- the worker's life
+    # ---- from a request to a ticket: engines add what is their own
 
-    def _open(self) -> None:
-        """From now on there may be a worker."""
-        self._news = threading.Condition()
-        self._closed = False
-        self._worker: threading.Thread | None = None
-        _OPEN.add(self)
+    def _ticket(self, request: Request, listen: Listen) -> Ticket:
+        """Raises FledgeError when the request cannot be."""
+        prompt = self._prompt(request)
+        stop_ids = self._stop_ids if request.stop_ids is None else frozenset(request.stop_ids)
+        renderer = self._writing(request.adapter)
+        if request.messages is not None and request.stop_ids is None and renderer is not None:
+            stop_ids |= frozenset(renderer.stop_ids)
+        room = self._room(len(prompt))
+        limit = min(request.max_new_tokens or room, room)
+        guide = self._constraints.guide(request.constraint, stop_ids) if request.constraint else None
+        return Ticket(request, prompt, stop_ids, limit, self._text, listen, self._wake, guide)
 
-    def _see_worker(self) -> None:
-        """See that there is a worker. `_news` is held. Raises FledgeError when the engine is closed."""
-        if self._closed:
-            raise FledgeError(t("the engine is closed"))
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name=type(self).__name__, daemon=True)
-            self._worker.start()
+    def _prompt(self, request: Request) -> list[int]:
+        """The token ids of a request's prompt, seen to be ones that the model can go on from."""
+        self._refuse(request)
+        if request.messages is not None:
+            prompt = self._rendered(request.messages, adapter=request.adapter)
+        elif request.text is not None:
+            prompt = list(self._text.encode(request.text).ids)
+        else:
+            prompt = list(request.prompt_ids or ())
+        check_prompt(request, prompt, self._longest(), self._vocabulary)
+        return prompt
 
-    def close(self) -> None:
-        """End all requests as cancelled and let the worker go."""
-        with self._news:
-            self._closed = True
-            worker = self._worker
-            self._news.notify()
-        if worker is not None:
-            worker.join()
-        _OPEN.discard(self)
+    def _refuse(self, request: Request) -> None:
+        """Raise FledgeError for what this engine does not do."""
 
-    def __enter__(self) -> Self:
-        return self
+    def _longest(self) -> int:
+        """The most tokens of a prompt."""
+        return self.context - 1
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def _room(self, prompt: int) -> int:
+        """The most new tokens after a prompt of so many."""
+        return self.context - prompt
+
+    def _writing(self, adapter: str) -> ChatRenderer | None:
+        """How chats are written for the adapter of that name."""
+        return self.renderer
+
+    def _rendered(self, messages: Sequence[Any], answer: bool = True, adapter: str = "") -> list[int]:
+        """A conversation's token ids, with `answer` up to where an answer begins."""
+        renderer = self._writing(adapter)
+        if renderer is None:
+            raise FledgeError(Problem(t("this model has no chat template"), fix=t("give it plain text instead")))
+        with self._render_lock:
+            return list(renderer.render(tuple(messages), add_generation_prompt=answer).ids)
+
+    @cached_property
+    def _constraints(self) -> Constraints:
+        return Constraints(self._text.to_str())
+
+
+def ids_of(*found: Any) -> frozenset[int]:
+    """Token ids as tokenizers and generation configs name them: none, one or several."""
+    flat = [id for item in found for id in (item if isinstance(item, (list, tuple)) else [item])]
+    return frozenset(id for id in flat if id is not None)

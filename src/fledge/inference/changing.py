@@ -12,6 +12,7 @@ from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
 from fledge.inference.adapters import Adapters
 from fledge.inference.answer import Ticket
+from fledge.inference.asking import Asking
 from fledge.inference.live import Live, Refreshed, apart, low_rank, second_tree
 from fledge.inference.lora import Adapter
 from fledge.records.chat import ChatRenderer
@@ -23,18 +24,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Changing:
-    """Adapters by request and live weights, for an engine whose worker runs functions between two steps."""
+class Changing(Asking):
+    """An engine with adapters by request and live weights: both change between two steps."""
 
     adapters: Adapters
     live: Live | None
-    tokenizer: Any
-    renderer: ChatRenderer | None
     _scheduler: Scheduler
     _pool: BlockPool
-    _closed: bool
-    _call: Callable[[Callable[[], Any]], Any]
-    _post: Callable[[Any], None]
 
     def _tree(self, model: Any, base: Path | None, live: Live | None) -> Any:
         """The engine's own modules over the weights of `model`, which stays as it is; a LoRA on it is taken apart."""
@@ -121,17 +117,18 @@ class Changing:
                 if not self._scheduler:
                     future.set_result(self._refresh(live))
                 elif wait:
-                    self._post(run)  # after the next step
+                    self._post([run])  # after the next step
                 else:
                     raise FledgeError(t("the weights cannot change under requests that are on their way"))
             except BaseException as error:
                 future.set_exception(error)
 
-        self._post(run)
+        self._post([run])
         return future.result()
 
     def _refresh(self, live: Live) -> Refreshed:
         spent = live.refresh()
+        self.forward.restack()
         self.adapters.follow(live.own)
         self._pool.forget()
         return spent

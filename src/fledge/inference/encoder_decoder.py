@@ -8,14 +8,11 @@ cache here: an encoder reads its prompt once and in both directions, so that no 
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,22 +21,17 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.data.tokens.packing import plain
-from fledge.inference import asking, scoring
+from fledge.inference import scoring
 from fledge.inference.answer import Ticket
-from fledge.inference.asking import Asking
-from fledge.inference.constraint import Constraints
+from fledge.inference.asking import Asking, ids_of
 from fledge.inference.devices import device_of, dtype_for
-from fledge.inference.engine import Listen, PromptTooLong, Request, Scored
+from fledge.inference.engine import Listen, Request, Scored
 from fledge.inference.pooling import Pooling, pooling_of
 from fledge.inference.rows import RowBeams, begin, extend, going_on, rows_of
 from fledge.inference.sampling import Sampling
 from fledge.models.load import context_of
 from fledge.records.chat import ChatRenderer
 from fledge.records.kinds import Conversation
-
-T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 4096
 
@@ -61,17 +53,15 @@ class EncoderDecoderEngine(Asking):
         start token. Raises FledgeError for a model of another kind."""
         if not model.config.is_encoder_decoder:
             raise FledgeError(Problem(t("this is no encoder-decoder model"), found=type(model).__name__))
-        self.model, self.tokenizer, self.renderer = model.eval(), tokenizer, renderer
+        self.model = model.eval()
         limit = context_of(model.config)
         self.context = min(context or limit, limit)
         self.max_rows, self.pooling = max_rows, pooling or Pooling()
         self._inner = model.get_base_model() if hasattr(model, "peft_config") else model
-        self._start, self._first, self._stop_ids = _ids(self._inner, tokenizer)
-        self._text = plain(tokenizer)  # never changed: threads may share it
-        self._render_lock = threading.Lock()
-        self._inbox: deque[Ticket] = deque()
-        self._calls: deque[Callable[[], None]] = deque()
-        self._open()
+        self._start, self._first, stop_ids = _ids(self._inner, tokenizer)
+        self._waiting: deque[Ticket] = deque()
+        self._together: list[Ticket] = []  # who is answered now
+        super().__init__(tokenizer, renderer, model.config.get_text_config().vocab_size, stop_ids)
 
     @classmethod
     def from_folder(
@@ -88,62 +78,24 @@ class EncoderDecoderEngine(Asking):
 
     # ---- requests
 
-    def count(self, request: Request) -> int:
-        """The tokens of a request's prompt. Raises what `submit` would raise."""
-        return len(self._prompt(request))
-
     def _ticket(self, request: Request, listen: Listen) -> Ticket:
-        prompt = self._prompt(request)
-        stop_ids = self._stop_ids if request.stop_ids is None else frozenset(request.stop_ids)
-        if request.messages is not None and request.stop_ids is None and self.renderer is not None:
-            stop_ids |= frozenset(self.renderer.stop_ids)
-        room = self.context - 1  # the decoder reads its start token too
-        limit = min(request.max_new_tokens or room, room)
-        guide = self._constraints.guide(request.constraint, stop_ids) if request.constraint else None
-        ticket = Ticket(request, prompt, stop_ids, limit, self._text, listen, self._wake, guide)
+        ticket = super()._ticket(request, listen)
         if request.beams > 1:
             ticket.answers = [RowBeams(ticket, self._text)]
         for answer in ticket.answers:  # what the decoder has read, not the encoder: so transformers' penalty counts
-            fork = guide.fork() if guide is not None else None
-            begin(answer, Sampling.of(request, [self._start], answer.index, fork))
+            begin(answer, Sampling.of(request, [self._start], answer.index, ticket.guide and ticket.guide.fork()))
         return ticket
 
-    @cached_property
-    def _constraints(self) -> Constraints:
-        return Constraints(self._text.to_str())
-
-    def _prompt(self, request: Request) -> list[int]:
-        """The token ids that the encoder reads, seen to be ones that it can."""
+    def _refuse(self, request: Request) -> None:
         for name, neutral in (("prompt_logprobs", None), ("adapter", "")):
             if getattr(request, name) != neutral:
                 raise FledgeError(Problem(t("{name} is not known to the engine of encoder-decoders", name=name), name))
-        if request.messages is not None:
-            if self.renderer is None:
-                raise FledgeError(Problem(t("this model has no chat template"), fix=t("give it plain text instead")))
-            with self._render_lock:
-                prompt = list(self.renderer.render(tuple(request.messages), add_generation_prompt=True).ids)
-        elif request.text is not None:
-            prompt = list(self._text.encode(request.text).ids)
-        else:
-            prompt = list(request.prompt_ids or ())
-        if not prompt:
-            raise FledgeError(Problem(t("the prompt is empty"), "prompt"))
-        if len(prompt) > self.context:
-            raise PromptTooLong(
-                Problem(
-                    t("the prompt is longer than the model's context"),
-                    "prompt",
-                    found=t("{n} tokens", n=len(prompt)),
-                    allowed=t("at most {n} tokens", n=self.context),
-                )
-            )
-        vocabulary = self.model.config.get_text_config().vocab_size
-        worst = max(prompt) if min(prompt) >= 0 else min(prompt)
-        if not 0 <= worst < vocabulary:
-            raise FledgeError(
-                Problem(t("a token id is outside the vocabulary"), "prompt", str(worst), f"0 … {vocabulary - 1}")
-            )
-        return prompt
+
+    def _longest(self) -> int:
+        return self.context
+
+    def _room(self, prompt: int) -> int:
+        return self.context - 1  # the decoder reads its start token too
 
     # ---- probabilities, rewards, vectors
 
@@ -190,70 +142,27 @@ class EncoderDecoderEngine(Asking):
 
     # ---- the worker
 
-    def _post(self, tickets: list[Ticket]) -> None:
-        with self._news:
-            self._see_worker()
-            self._inbox.extend(tickets)
-            self._news.notify()
+    def _busy(self) -> bool:
+        return bool(self._waiting)
 
-    def _call(self, function: Callable[[], T]) -> T:
-        """The value of `function`, computed by the worker between two batches."""
-        future: Future[T] = Future()
+    def _tickets(self) -> Iterable[Ticket]:
+        return self._waiting
 
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+    def _enter(self, ticket: Ticket) -> None:
+        self._waiting.append(ticket)
 
-        with self._news:
-            self._see_worker()
-            self._calls.append(run)
-            self._news.notify()
-        return future.result()
+    def _broken(self, error: FledgeError) -> None:
+        for ticket in self._together:
+            ticket.fail(error)
 
-    def _wake(self) -> None:
-        with self._news:
-            self._news.notify()
-
-    @torch.inference_mode()
-    def _work(self) -> None:
-        while True:
-            with self._news:
-                busy = self._news.wait_for(lambda: self._closed or self._inbox or self._calls, asking.LINGER)
-                if not busy:
-                    self._worker = None
-                    return
-                if self._closed:
-                    break
-                calls = [self._calls.popleft() for _ in range(len(self._calls))]
-                group = self._next()
-            for call in calls:
-                call()
-            if group:
-                self._answer(group)
-        _cancel(self._inbox)
-        for call in self._calls:  # whoever waits for a value is not left waiting
-            call()
-
-    def _next(self) -> list[Ticket]:
-        """Who is answered together: as many as there are rows for, in the order in which they came."""
-        group: list[Ticket] = []
-        rows = 0
-        while self._inbox and (not group or rows + rows_of(self._inbox[0].request) <= self.max_rows):
-            group.append(self._inbox.popleft())
-            rows += rows_of(group[-1].request)
-        return group
-
-    def _answer(self, tickets: list[Ticket]) -> None:
-        """Encode the prompts, then decode until nobody goes on."""
-        try:
-            self._decode(tickets)
-        except Exception as error:  # out of memory, a broken model: these requests fail, the engine lives on
-            log.exception("a batch of the engine failed")
-            problem = Problem(t("the model could not be computed"), found=f"{type(error).__name__}: {error}")
-            for ticket in tickets:
-                ticket.fail(FledgeError(problem))
+    def _round(self) -> None:
+        """Answer as many together as there are rows for, in the order in which they came, until the last has ended."""
+        self._together, rows = [], 0
+        while self._waiting and (not rows or rows + rows_of(self._waiting[0].request) <= self.max_rows):
+            self._together.append(self._waiting.popleft())
+            rows += rows_of(self._together[-1].request)
+        if rows:
+            self._decode(self._together)
 
     def _decode(self, tickets: list[Ticket]) -> None:
         ids, mask = self._padded([ticket.prompt_ids for ticket in tickets])
@@ -272,7 +181,9 @@ class EncoderDecoderEngine(Asking):
                 past_key_values=cache, use_cache=True,
             )  # fmt: skip
             extend(answers, widths, output.logits[:, -1].float(), forced)
-            _cancel(ticket for ticket in tickets if ticket.cancelled or self._closed)
+            for ticket in tickets:
+                if ticket.cancelled or self._closed:
+                    ticket.end()
             answers, widths, last, place = going_on(answers, widths)
             forced = None
             if answers and place != list(range(len(states))):
@@ -287,13 +198,6 @@ class EncoderDecoderEngine(Asking):
         ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
         return ids, mask
-
-
-def _cancel(tickets: Iterable[Ticket]) -> None:
-    for ticket in list(tickets):
-        for answer in ticket.answers:
-            if not answer.finished:
-                answer.cancel()
 
 
 def _by_size(sizes: Sequence[int]) -> Iterator[list[int]]:
@@ -319,9 +223,4 @@ def _ids(model: Any, tokenizer: Any) -> tuple[int, int | None, frozenset[int]]:
     start = find("bos_token_id") if start is None else start
     if start is None:
         raise FledgeError(Problem(t("the model does not say with which token its decoder begins"), "config.json"))
-    flat = [id for item in (find("eos_token_id"), tokenizer.eos_token_id) for id in _flat(item)]
-    return int(start), find("forced_bos_token_id"), frozenset(flat)
-
-
-def _flat(item: Any) -> list[int]:
-    return [] if item is None else list(item) if isinstance(item, (list, tuple)) else [item]
+    return int(start), find("forced_bos_token_id"), ids_of(find("eos_token_id"), tokenizer.eos_token_id)

@@ -6,6 +6,7 @@ Roll-outs, evaluation, the server and the chat page use nothing else, so that th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -15,6 +16,8 @@ from fledge.core.language import t
 
 if TYPE_CHECKING:
     from fledge.records.kinds import Conversation, Message
+
+log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -64,7 +67,7 @@ class Request:
     frequency_penalty: float = 0.0
     """subtracted for every time that the answer holds the token already"""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """added to the logits of these token ids"""
+    """added to the logits of these token ids; -inf forbids one"""
     seed: int | None = None
     """the same seed and prompt give the same draw whatever else is in the batch; None draws one"""
     stop: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ class Request:
             ("repetition_penalty", "> 0", 0 < self.repetition_penalty < float("inf")),
             ("presence_penalty", "-2 … 2", -2 <= self.presence_penalty <= 2),
             ("frequency_penalty", "-2 … 2", -2 <= self.frequency_penalty <= 2),
+            ("logit_bias", "< ∞", all(bias < float("inf") for bias in self.logit_bias.values())),
             ("logprobs", "0 … 20", self.logprobs is None or 0 <= self.logprobs <= 20),
             ("stop", t("texts that are not empty"), all(self.stop)),
             ("prompt_logprobs", "0 … 20", self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= 20),
@@ -204,6 +208,17 @@ class Handle(Protocol):
 
 Listen = Callable[[Delta | FledgeError], None]
 """Hears every delta of a request in order, or the error that ends it; called in the engine's thread."""
+
+
+def told(listen: Listen, delta: Delta | FledgeError) -> bool:
+    """Whether a listener took it. A listener is the asker's code in the engine's thread: whatever it raises (its event
+    loop is closed, its page is gone, a bug) goes to the log and is to end its own request, never those of others."""
+    try:
+        listen(delta)
+    except Exception:
+        log.exception("a listener failed")
+        return False
+    return True
 
 
 class Engine(Protocol):

@@ -12,9 +12,12 @@ from torch import Tensor
 from fledge.core.allocator import keep_freed_memory
 from fledge.core.errors import FledgeError, Problem, listing
 from fledge.core.language import t
-from fledge.inference import kernels, paged
+from fledge.inference import loops as loops_
+from fledge.inference import paged
+from fledge.inference.formats import Weights
 from fledge.inference.fusion import FusedLayer, prepare
 from fledge.inference.kernel_step import KernelStep
+from fledge.inference.stack import stack_of
 from fledge.inference.step import Part
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ class Forward:
 
     block_tokens = paged.BLOCK
 
-    def __init__(self, model: Any, *, int8: bool = False, keep: bool = False, loops: bool | None = None) -> None:
+    def __init__(self, model: Any, *, weights: Weights = "", keep: bool = False, loops: bool | None = None) -> None:
         """The model's modules are changed in place (`fusion.prepare`); `keep` what packed weights are made from.
         `loops`: whether to compile loops for what lies between the products; None: where it pays and they can be had.
         Raises FledgeError for models that keep more (or less) than keys and values of every token.
@@ -60,14 +63,15 @@ class Forward:
         """before they were packed"""
         keep_freed_memory()  # a step's tensors come and go; handing their pages back and forth takes longer than they
         with torch.inference_mode(not keep):
-            prepare(model, int8, keep)
+            prepare(model, weights, keep)
         inner.config._attn_implementation = inner.config.get_text_config()._attn_implementation = paged.NAME
         if self.writes:
             self.kv = paged.KeyValues(self._shapes(), model.dtype, self.device)
-            possible = kernels.available(model.dtype, self.device) and all(dim % 16 == 0 for _, dim in self.kv.shapes)
+            possible = loops_.available(model.dtype, self.device) and all(dim % 16 == 0 for _, dim in self.kv.shapes)
             self._step = (
                 KernelStep if possible and (self.parameters > _LARGE if loops is None else loops) else paged.GroupedStep
             )
+            self.restack()
 
     @torch.inference_mode()
     def _shapes(self) -> list[tuple[int, int]]:
@@ -85,6 +89,10 @@ class Forward:
                 )
             )
         return [probe.shapes[layer] for layer in range(layers)]
+
+    def restack(self) -> None:
+        """See where the weights lie now."""
+        self._stack = stack_of(self.model, self.kv) if self.writes and self._step is KernelStep else None
 
     @property
     def bytes_per_block(self) -> int:
@@ -124,6 +132,9 @@ class Forward:
         step = self._step([parts[n] for n in order], self.kv, filler)
         wanted = self._wanted(parts, order)
         index = torch.tensor(wanted + [0] * (_rounded(len(wanted)) - len(wanted)), device=self.device)
+        if self._stack is not None and not any(part.adapter for part in parts):
+            given = torch.tensor(ids + [0] * filler)
+            return self._stack(given, step, index)[: len(wanted)]
         with paged.during(step):
             if self.adapters is None:
                 logits = self._run(ids + [0] * filler, step.positions, index)

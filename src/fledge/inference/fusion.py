@@ -21,10 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from fledge.inference import kernels
+from fledge.inference import loops
+from fledge.inference.formats import Weights
 from fledge.inference.kernel_step import KernelStep
+from fledge.inference.kernels import bits, of
+from fledge.inference.loops import Op
 from fledge.inference.paged import current
-from fledge.inference.weights import Int8Linear, PackedLinear, is_linear
+from fledge.inference.weights import PackedLinear, check, is_linear, pack
 
 if TYPE_CHECKING:
     from fledge.inference.adapters import Adapters
@@ -35,16 +38,19 @@ LLAMA_LIKE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "
 """Layers of transformers with one shape: norm, attention with RoPE, residual, norm, gated MLP, residual."""
 
 
-def prepare(model: nn.Module, int8: bool = False, keep: bool = False) -> None:
-    """Make a causal language model's modules ready, in place; `keep` what packed weights are made from."""
-    linear = Int8Linear if int8 else PackedLinear
-    _fuse_layers(model, partial(linear, keep=keep))
+def prepare(model: Any, weights: Weights = "", keep: bool = False) -> None:
+    """Make a causal language model's modules ready, in place, with `weights` in a format of `formats.py` (or in
+    their own); `keep` what packed weights are made from. Raises FledgeError for a format that cannot be had there."""
+    check(weights, model.device)
+    linear = partial(pack, weights=weights, keep=keep)
+    last = model.get_output_embeddings() or getattr(model, "score", None)  # a reward model's
+    _fuse_layers(model, linear)
     # PEFT's layers look into their linears: those stay as they are.
     adapted = {id(part) for layer in model.modules() if hasattr(layer, "base_layer") for part in layer.modules()}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if is_linear(child) and id(child) not in adapted:
-                setattr(parent, name, linear([child], keep=keep))
+                setattr(parent, name, linear([child], last=child is last))
             elif type(child).__name__ == "BloomAttention":
                 child.forward = partial(_bloom_attention, child, child.forward)
 
@@ -176,7 +182,7 @@ class FusedLayer(nn.Module):
         if self.swish and fast(both):
             inner = both.new_empty(*both.shape[:-1], width)
             rows = inner.numel() // width
-            kernels.gate(both.dtype)(8 * inner.numel(), kernels.of(both), kernels.of(inner), rows, width)
+            loops.run(both.dtype, 8 * inner.numel(), Op.GATE, of(both), of(inner), rows, width)
             return inner
         return self.act(both[..., :width]).mul_(both[..., width:])
 
@@ -200,8 +206,8 @@ def normed(norm: Any, x: Tensor) -> Tensor:
         if fast(x):
             width = x.shape[-1]
             rows, found = x.numel() // width, torch.empty_like(x)
-            given = [*map(kernels.of, (x, norm.weight, found)), rows, width, kernels.bits(norm.variance_epsilon)]
-            kernels.rms_norm(x.dtype)(4 * x.numel(), *given)
+            given = [*map(of, (x, norm.weight, found)), rows, width, bits(norm.variance_epsilon)]
+            loops.run(x.dtype, 4 * x.numel(), Op.NORM, *given)
             return found
         return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
     found: Tensor = norm(x)

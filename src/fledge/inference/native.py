@@ -7,30 +7,24 @@ once. Keys and values lie in blocks that answers share; a prompt that begins lik
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.inference import asking, kernels, scoring
+from fledge.inference import scoring
 from fledge.inference.answer import Answer, Ticket
-from fledge.inference.asking import Asking
+from fledge.inference.asking import ids_of
 from fledge.inference.blocks import BlockPool
 from fledge.inference.changing import Changing
-from fledge.inference.constraint import Constraints
 from fledge.inference.devices import device_of, dtype_for
 from fledge.inference.drafting import DraftModel
-from fledge.inference.engine import Listen, PromptTooLong, Request, Scored
+from fledge.inference.engine import Listen, Request, Scored
+from fledge.inference.formats import FORMATS, Weights
 from fledge.inference.forward import Forward
 from fledge.inference.guessing import Guessing
 from fledge.inference.live import Live, second_tree
@@ -38,17 +32,15 @@ from fledge.inference.pooling import Pooling, pooling_of
 from fledge.inference.sampling import logprob_of
 from fledge.inference.scheduler import Reading, Scheduler, Statistics, Step
 from fledge.inference.searching import BeamAnswer
+from fledge.inference.weights import check
 from fledge.records.chat import ChatRenderer
 from fledge.records.kinds import Conversation
-
-T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 _WHOLE_LOGITS = 1 << 25
 """numbers that the logits of a piece of a prompt may be, where all of them are wanted"""
 
 
-class NativeEngine(Asking, Changing):
+class NativeEngine(Changing):
     """An `Engine` over a causal language model (or, for `reward` only, a reward model) and its tokenizer."""
 
     def __init__(
@@ -68,7 +60,7 @@ class NativeEngine(Asking, Changing):
         live: Live | None = None,
         lookup: bool = True,
         draft: Any = None,
-        int8: bool = False,
+        weights: Weights = "",
     ) -> None:
         """`max_slots`: answers that decode together; `prefill_tokens`: prompt tokens read beside them in one step;
         `cache_bytes`: the most that keys and values may take (whoever does not fit waits; the context ends where a
@@ -76,13 +68,15 @@ class NativeEngine(Asking, Changing):
         `embed` makes one vector of a text (the mean of its hidden states); `base`: the folder of the model, by which
         adapters of another one are told; `adapters`: LoRA folders by name (`add_adapter`); `live`: as in `follow`;
         `lookup`: whether tokens are guessed from what a text holds already; `draft`: a smaller model with the same
-        tokenizer that guesses, too; `int8`: the products in 8 bits, weights by output and inputs by token.
+        tokenizer that guesses, too; `weights`: int8, int4 or fp8 (`weights.py`) instead of the model's own format.
 
         `model` itself is not changed: what is packed and fused is a second tree of modules over its weights."""
+        vocabulary = model.config.get_text_config().vocab_size
+        ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        super().__init__(tokenizer, renderer, vocabulary, ids_of(tokenizer.eos_token_id, ends))
         self.pooling = pooling or Pooling()
-        self.tokenizer, self.renderer = tokenizer, renderer
         self.model = self._tree(model, base, live)
-        self.forward = Forward(self.model, int8=int8, keep=live is not None)
+        self.forward = Forward(self.model, weights=weights, keep=live is not None)
         self.forward.use(self.adapters)
         self.adapters.attach()
         self.context = min(context or self.forward.context, self.forward.context)
@@ -93,20 +87,10 @@ class NativeEngine(Asking, Changing):
             self.context = min(self.context, blocks * size)
         self._pool = BlockPool(blocks, size, prefix_cache)
         self._allocated = 0
-        # A private copy that is never changed: threads may share it, and it reads control spellings as text.
-        self._text = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._text.no_padding()
-        self._text.no_truncation()
-        self._text.encode_special_tokens = True
-        self._stop_ids = _stop_ids(model, tokenizer)
-        vocabulary = model.config.get_text_config().vocab_size
         rows = max(1, _WHOLE_LOGITS // vocabulary)
         self._scheduler = Scheduler(self._pool, max_slots, prefill_tokens, logits_tokens=rows)
         self._guessing = Guessing(lookup, None if draft is None else self._drafting(draft, vocabulary))
-        self._inbox: deque[list[Ticket] | Callable[[], None]] = deque()
-        self._render_lock = threading.Lock()
         self._ended = False
-        self._open()
         self.add_adapters(adapters or {})
 
     @classmethod
@@ -124,14 +108,16 @@ class NativeEngine(Asking, Changing):
         reward: bool = False, draft: Path | str | None = None, **options: Any,
     ) -> NativeEngine:  # fmt: skip
         """An engine for a model folder (full, adapter or int8). dtype "auto": bfloat16 where the processor multiplies
-        it natively and the model is large enough to gain, else float32; "int8" is "auto" with the products in 8 bits.
-        `draft`: the folder of a smaller model with the same tokenizer, in the same dtype. `options` as in the
-        constructor."""
+        it natively and the model is large enough to gain, else float32; "int8", "int4" and "fp8" are "auto" with linear
+        layers in that format. `draft`: the folder of a smaller model with the same tokenizer; its weights are never
+        fewer bits than 16. `options` as in the constructor. Raises FledgeError for a format that cannot be had here.
+        """
         from fledge.models.load import load_model, load_tokenizer
 
         folder, device = Path(path), device_of(device)
-        if dtype == "int8":
-            dtype, options["int8"] = "auto", True
+        if dtype in FORMATS:
+            check(dtype, torch.device(device))
+            dtype, options["weights"] = "auto", dtype
         model = load_model(folder, dtype=dtype_for(folder, dtype, device), device=device, reward=reward)
         tokenizer = load_tokenizer(folder)
         options = {"pooling": pooling_of(folder), "base": folder} | options
@@ -145,12 +131,6 @@ class NativeEngine(Asking, Changing):
     def parameters(self) -> int:
         """Weights of the model, an adapter's apart."""
         return self.forward.parameters
-
-    # ---- requests
-
-    def count(self, request: Request) -> int:
-        """The tokens of a request's prompt. Raises what `submit` would raise."""
-        return len(self._prompt(request))
 
     def statistics(self) -> Statistics:
         """What it is doing and has done; any thread may ask, any time."""
@@ -169,8 +149,7 @@ class NativeEngine(Asking, Changing):
 
     def reward(self, conversations: Sequence[Conversation]) -> list[float]:
         """The reward model's score of each conversation. Raises FledgeError when the model is no reward model."""
-        with self._render_lock:
-            rows = [self._rendered(conversation.messages, answer=False) for conversation in conversations]
+        rows = [self._rendered(conversation.messages, answer=False) for conversation in conversations]
         return scoring.reward(self._reading(""), self.forward, self.context, rows)
 
     def embed(self, texts: Sequence[str], adapter: str = "") -> list[list[float]]:
@@ -182,24 +161,17 @@ class NativeEngine(Asking, Changing):
     # ---- from a request to a ticket
 
     def _ticket(self, request: Request, listen: Listen) -> Ticket:
-        prompt = self._prompt(request)
-        stop_ids = self._stop_ids if request.stop_ids is None else frozenset(request.stop_ids)
-        renderer = self._writing(request.adapter)
-        if request.messages is not None and request.stop_ids is None and renderer is not None:
-            stop_ids |= frozenset(renderer.stop_ids)
-        room = self.context - len(prompt)
-        limit = min(request.max_new_tokens or room, room)
-        guide = self._constraints.guide(request.constraint, stop_ids) if request.constraint else None
-        ticket = Ticket(request, prompt, stop_ids, limit, self._text, listen, self._wake, guide)
+        ticket = super()._ticket(request, listen)
         ticket.cache_key = self.adapters.key(request.adapter)
         if request.beams > 1:
-            self._check_beams(request, len(prompt), limit)
+            self._check_beams(request, len(ticket.prompt_ids), ticket.limit)
             ticket.answers = [BeamAnswer(ticket, self._text)]
         return ticket
 
-    @cached_property
-    def _constraints(self) -> Constraints:
-        return Constraints(self._text.to_str())
+    def _refuse(self, request: Request) -> None:
+        if not self.forward.writes:
+            raise FledgeError(t("this is a reward model: it scores texts and writes none"))
+        self.adapters.key(request.adapter)  # raises when there is none
 
     def _check_beams(self, request: Request, prompt: int, limit: int) -> None:
         """Raise FledgeError where the beams could not be held even if they were alone."""
@@ -226,108 +198,35 @@ class NativeEngine(Asking, Changing):
             )
         return DraftModel(Forward(second_tree(model.eval())), self._pool.size, vocabulary)
 
-    def _prompt(self, request: Request) -> list[int]:
-        """The token ids of a request's prompt, seen to be ones that the model can go on from."""
-        if not self.forward.writes:
-            raise FledgeError(t("this is a reward model: it scores texts and writes none"))
-        self.adapters.key(request.adapter)  # raises when there is none
-        if request.messages is not None:
-            with self._render_lock:
-                prompt = self._rendered(request.messages, answer=True, adapter=request.adapter)
-        elif request.text is not None:
-            prompt = list(self._text.encode(request.text).ids)
-        else:
-            prompt = list(request.prompt_ids or ())
-        if not prompt:
-            raise FledgeError(Problem(t("the prompt is empty"), "prompt"))
-        if len(prompt) >= self.context:
-            raise PromptTooLong(
-                Problem(
-                    t("the prompt is longer than the model's context"),
-                    "prompt",
-                    found=t("{n} tokens", n=len(prompt)),
-                    allowed=t("at most {n} tokens", n=self.context - 1),
-                )
-            )
-        vocabulary = self.model.config.get_text_config().vocab_size
-        worst = max(prompt) if min(prompt) >= 0 else min(prompt)
-        if not 0 <= worst < vocabulary:
-            raise FledgeError(
-                Problem(t("a token id is outside the vocabulary"), "prompt", str(worst), f"0 … {vocabulary - 1}")
-            )
-        return prompt
-
-    def _rendered(self, messages: Sequence[Any], answer: bool, adapter: str = "") -> list[int]:
-        renderer = self._writing(adapter)
-        if renderer is None:
-            raise FledgeError(Problem(t("this model has no chat template"), fix=t("give it plain text instead")))
-        return list(renderer.render(tuple(messages), add_generation_prompt=answer).ids)
-
     # ---- the worker
 
-    def _post(self, item: list[Ticket] | Callable[[], None]) -> None:
-        kernels.rest()  # the worker computes now
-        with self._news:
-            self._see_worker()
-            self._inbox.append(item)
-            self._news.notify()
-
     def _wake(self) -> None:
-        """Some request has ended early: it was cancelled or failed."""
-        with self._news:
-            self._ended = True
-            self._news.notify()
+        self._ended = True
+        super()._wake()
 
-    def _call(self, function: Callable[[], T]) -> T:
-        """The value of `function`, computed by the worker between two steps."""
-        future: Future[T] = Future()
+    def _busy(self) -> bool:
+        return bool(self._scheduler)
 
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+    def _tickets(self) -> Iterable[Ticket]:
+        return self._scheduler.tickets()
 
-        self._post(run)
-        return future.result()
+    def _enter(self, ticket: Ticket) -> None:
+        if self._is_readable(ticket):
+            self._scheduler.add(ticket)
 
-    @torch.inference_mode()
-    def _work(self) -> None:
-        while True:
-            if not self._scheduler:
-                kernels.rest()  # whoever asked may compute meanwhile
-            with self._news:
-                busy = self._news.wait_for(lambda: self._closed or self._inbox or self._scheduler, asking.LINGER)
-                if not busy:
-                    self._worker = None
-                    return
-                if self._closed:
-                    break
-                news = [self._inbox.popleft() for _ in range(len(self._inbox))]
-                ended, self._ended = self._ended, False
-            for item in news:
-                if callable(item):
-                    item()
-                else:
-                    for ticket in filter(self._is_readable, item):
-                        self._scheduler.add(ticket)
-            if ended:
-                self._cancel(ticket for ticket in self._scheduler.tickets() if ticket.cancelled)
-                self._scheduler.sweep()
-            try:
-                self._step()
-            except Exception as error:  # out of memory, a broken model: the requests fail, the engine lives on
-                log.exception("a step of the engine failed")
-                problem = Problem(t("the model could not be computed"), found=f"{type(error).__name__}: {error}")
-                for ticket in self._scheduler.tickets():
-                    ticket.fail(FledgeError(problem))
-                self._scheduler.clear()
-        self._cancel(self._scheduler.tickets())
-        for item in list(self._inbox):
-            if callable(item):  # somebody waits for its value
-                item()
-            else:
-                self._cancel(item)
+    def _broken(self, error: FledgeError) -> None:
+        for ticket in self._scheduler.tickets():
+            ticket.fail(error)
+        self._scheduler.clear()
+
+    def _round(self) -> None:
+        if self._ended:
+            self._ended = False  # before looking: whoever ends meanwhile is seen by the next round
+            for ticket in list(self._scheduler.tickets()):
+                if ticket.cancelled:
+                    ticket.end()
+            self._scheduler.sweep()
+        self._step()
 
     def _step(self) -> None:
         """One round: guess, schedule, run, postprocess."""
@@ -382,17 +281,3 @@ class NativeEngine(Asking, Changing):
                 self._scheduler.accepted_tokens += answer.extend(rows[mine])
             except FledgeError as error:  # its constraint leaves no way to go on
                 answer.ticket.fail(error)
-
-    def _cancel(self, tickets: Iterable[Ticket]) -> None:
-        for ticket in list(tickets):
-            for answer in ticket.answers:
-                if not answer.finished:
-                    answer.cancel()
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The token ids that end a text: what the tokenizer and the generation config call end of sequence."""
-    generation = getattr(model, "generation_config", None)
-    found = [tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)]
-    flat = [id for item in found for id in (item if isinstance(item, (list, tuple)) else [item])]
-    return frozenset(id for id in flat if id is not None)

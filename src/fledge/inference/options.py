@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fledge.core.draft import rule_of
 from fledge.core.errors import FledgeError, Problem, did_you_mean
 from fledge.core.language import t
 from fledge.inference.engine import Constraint, Request
@@ -152,7 +153,8 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
             fix = did_you_mean(key, model.model_fields) if len(item["loc"]) == 1 else ""
             found.append(Problem(t('"{key}" is unknown', key=key), where, fix=fix))
         else:
-            found.append(Problem(item["msg"], where, found="" if item["type"] == "missing" else _short(item["input"])))
+            value = "" if item["type"] == "missing" else _short(item["input"])
+            found.append(Problem(rule_of(item), where, value, str(item.get("ctx", {}).get("expected", ""))))
     return found
 
 

@@ -81,12 +81,6 @@ class KeyValues:
         for layer in self.layers:
             layer[:, :, [block + 1 for block in blocks]] = 0
 
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Put keys and values (1, kv_heads, T, head_dim) into `slots` (T,) = row · BLOCK + offset."""
-        pool = self.layers[layer]
-        pool.view(2, pool.shape[1], -1, pool.shape[-1])[0].index_copy_(1, slots, keys[0])
-        pool.view(2, pool.shape[1], -1, pool.shape[-1])[1].index_copy_(1, slots, values[0])
-
     def gather(self, layer: int, group: Group) -> Tensor:
         """The keys and values of a group's blocks: (2, kv_heads, sequences, keys, head_dim)."""
         pool = self.layers[layer]
@@ -161,7 +155,7 @@ class Step(ABC):
             positions += places
             slots += [(part.blocks[place // BLOCK] + 1) * BLOCK + place % BLOCK for place in places]
         self.positions = torch.tensor(positions + [0] * filler, device=self.device)[None]  # (1, T)
-        self.slots = torch.tensor(slots, device=self.device)
+        self.slots = torch.tensor(slots, device=self.device)  # (tokens,): row · BLOCK + offset
 
     def attend(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scale: float,
@@ -171,8 +165,15 @@ class Step(ABC):
 
         `window`: keys seen at most; `slopes` (H,): ALiBi's, added to the scores by key position (Press et al., 2022).
         """
-        self.kv.write(layer, self.slots, keys[:, :, : len(self.slots)], values[:, :, : len(self.slots)])
+        self.write(layer, keys[:, :, : len(self.slots)], values[:, :, : len(self.slots)])
         return self.attend_kept(layer, query.transpose(1, 2)[0], scale, window, softcap, slopes)[None]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put the new keys and values (1, kv_heads, T, head_dim) into their slots."""
+        pool = self.kv.layers[layer]
+        flat = pool.view(2, pool.shape[1], -1, pool.shape[-1])
+        flat[0].index_copy_(1, self.slots, keys[0])
+        flat[1].index_copy_(1, self.slots, values[0])
 
     @abstractmethod
     def attend_kept(

@@ -99,8 +99,7 @@ def penalise(logits: Floats, state: Sampling) -> None:
         times = np.fromiter(state.counts.values(), np.float32)
         logits[list(state.counts)] -= r.presence_penalty + r.frequency_penalty * times
     for token, bias in r.logit_bias.items():
-        if 0 <= token < len(logits):
-            logits[token] += bias
+        logits[token] += bias
 
 
 def adjusted(row: Floats, state: Sampling) -> Floats:

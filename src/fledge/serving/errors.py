@@ -9,6 +9,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from fledge.core.draft import rule_of
 from fledge.core.errors import FledgeError, did_you_mean
 from fledge.core.language import t
 from fledge.inference.engine import PromptTooLong
@@ -90,4 +91,4 @@ def _invalid(path: str, errors: Any) -> dict[str, Any]:
     if first["type"] == "missing":
         message = t('"{key}" is missing', key=key) if key else t("the body is missing")
         return error_object(message, "invalid_request_error", key or None, "missing_required_parameter")
-    return error_object(f"{key}: {first['msg']}", "invalid_request_error", key or None, "invalid_value")
+    return error_object(f"{key}: {rule_of(first)}", "invalid_request_error", key or None, "invalid_value")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -29,19 +30,21 @@ def serve(
     adapters: Mapping[str, Path] | None = None,
     engine: str = "native",
     tools: Mapping[str, Tool] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Serve the model folder (or URL) `path` under `name` until Ctrl-C or SIGTERM. `mount` may add pages to the
     application. Without a name, a URL's model has the name that it has there.
 
     `adapters`: LoRA folders on that model, each served under its own name. `engine` as `open_engine` has it.
-    `tools`: what prompting techniques may use that clients ask for; None: the calculator.
+    `tools`: what prompting techniques may use that clients ask for; None: the calculator. `options` of the engine.
 
     Port 0 takes a free one. Raises FledgeError when the address cannot be had, before the model is loaded.
     """
     import uvicorn
 
     listening = _listen(host, port)
-    with listening, closing(open_engine(path, dtype, device, engine=engine, adapters=adapters)) as opened:
+    more = options or {}
+    with listening, closing(open_engine(path, dtype, device, engine=engine, adapters=adapters, **more)) as opened:
         name = name or str(opened.model)
         adapted = {adapter: AdaptedEngine(opened, adapter) for adapter in adapters or ()}
         app = create_app({name: opened} | adapted, tools)

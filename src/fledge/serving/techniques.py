@@ -4,7 +4,8 @@ The answer is the technique's answer alone. A reply carries one field more than 
 
     whole      {"use": "cot", "text": what the answer was taken from, "trace": [step, …]}
     in chunks  {"use": "cot", "trace": [step]} as soon as a step is done, with an empty delta; then the answer in one
-               delta, and with the last chunk {"use": "cot", "text": …}
+               delta, and with the last chunk {"use": "cot", "text": …}. Where the model's words are the answer, as with
+               "role" or "few_shot", they come as they are written, and the steps behind them.
 
 `usage` counts the tokens of all steps. Sampling options hold for every step, `max_tokens` too.
 """
@@ -53,7 +54,7 @@ def checked(body: ChatRequest, allowed: Mapping[str, Tool]) -> tuple[Technique, 
 
 
 class Thinking:
-    """One technique on its way: an iterator over its steps; `outcome` is there when it has ended."""
+    """One technique on its way: an iterator over what it does; `outcome` is there when it has ended."""
 
     def __init__(
         self, engine: Engine, technique: Technique, base: Request, question: Question,
@@ -61,43 +62,67 @@ class Thinking:
     ) -> None:  # fmt: skip
         self.technique, self._engine, self._timing = technique, engine, timing
         self._heard: list[Step] = []
+        self._results: list[Result] | None = None  # of the round before
         self._program = technique.solving(question, base, tools=tools, listen=self._heard.append)
         self.outcome: Outcome | None = None
 
-    async def steps(self) -> AsyncGenerator[Step, None]:
-        """Every step as soon as it is done. Closing the iterator cancels what the engine is doing."""
-        results: list[Result] | None = None
+    async def told(self) -> AsyncGenerator[Step | str, None]:
+        """Every step as soon as it is done, and pieces of the answer where they can be known before its end. Closing
+        the iterator cancels what the engine is doing."""
+        streams, written = self.technique.streams(), Stripped()
         while self.outcome is None:
-            requests = await asyncio.to_thread(self._go_on, results)  # a tool may take its time
+            requests = await asyncio.to_thread(self._go_on)  # a tool may take its time
             for step in self._heard:
                 yield step
             self._heard.clear()
             self._timing.finished = requests is None
             if requests is not None:
-                results = await self._ask(requests)
+                async with aclosing(self._ask(requests)) as deltas:
+                    async for delta in deltas:
+                        if streams and (text := written.add(delta.text)):
+                            yield text
 
-    def _go_on(self, results: list[Result] | None) -> list[Request] | None:
+    def _go_on(self) -> list[Request] | None:
         try:
-            return next(self._program) if results is None else self._program.send(results)
+            return next(self._program) if self._results is None else self._program.send(self._results)
         except StopIteration as end:
             self.outcome = end.value
             return None
 
-    async def _ask(self, requests: Sequence[Request]) -> list[Result]:
-        """One round. What goes wrong is handed to the technique, which names the step."""
+    async def _ask(self, requests: Sequence[Request]) -> AsyncGenerator[Delta, None]:
+        """One round, whose results are kept. What goes wrong is handed to the technique, which names the step."""
         answers = Answers(self._engine, requests, self._timing)
         deltas: list[list[Delta]] = [[] for _ in requests]
         try:
             answers.begin()
             async for delta in answers:
                 deltas[delta.index].append(delta)
+                yield delta
         except FledgeError as error:
-            return [Result(error=error)] * len(requests)
+            self._results = [Result(error=error)] * len(requests)
+            return
         finally:
             answers.cancel()
         read = answers.each_prompt_tokens
         self._timing.finished = False  # a round has ended, not the whole
-        return [Result((_whole(some),), tokens) for some, tokens in zip(deltas, read, strict=True)]
+        self._results = [Result((_whole(some),), tokens) for some, tokens in zip(deltas, read, strict=True)]
+
+
+class Stripped:
+    """A text that comes in pieces, without the white space at its ends: a technique's answer has none."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        """what has been given out"""
+        self._space = ""
+
+    def add(self, piece: str) -> str:
+        """What can be given out now."""
+        piece = self._space + piece if self.text else piece.lstrip()
+        sure = piece.rstrip()
+        self._space = piece[len(sure) :]
+        self.text += sure
+        return sure
 
 
 def _whole(deltas: Sequence[Delta]) -> Choice:
@@ -116,12 +141,13 @@ class TechniqueReply(ChatReply):
         """A step of the trace, in a chunk without text."""
         return self._with({"use": use, "trace": [step.to_json()]}, Delta())
 
-    def ended(self, use: str, outcome: Outcome) -> list[str]:
-        """The answer, and the end."""
-        return [
-            self.chunk(self.part(0, Delta(outcome.answer))),
-            self._with({"use": use, "text": outcome.text}, Delta(finish_reason=_finish(outcome))),
-        ]
+    def text(self, piece: str) -> str:
+        """A piece of the answer."""
+        return self.chunk(self.part(0, Delta(piece)))
+
+    def ended(self, use: str, outcome: Outcome) -> str:
+        """The end."""
+        return self._with({"use": use, "text": outcome.text}, Delta(finish_reason=_finish(outcome)))
 
     def all(self, use: str, outcome: Outcome) -> dict[str, Any]:
         """The reply in one piece."""
@@ -149,8 +175,8 @@ async def whole(service: Service, body: ChatRequest, tools: Mapping[str, Tool]) 
     technique, base, question = checked(body, tools)
     with service.metrics.request(name) as timing:
         thinking = Thinking(engine, technique, base, question, tools, timing)
-        async with aclosing(thinking.steps()) as steps:
-            async for _ in steps:
+        async with aclosing(thinking.told()) as told:
+            async for _ in told:
                 pass
         assert thinking.outcome is not None
         return TechniqueReply(name, engine).all(technique.name, thinking.outcome)
@@ -161,16 +187,18 @@ async def chunks(service: Service, body: ChatRequest, tools: Mapping[str, Tool])
     name, engine = service.engine(body.model)
     technique, base, question = checked(body, tools)
     reply = TechniqueReply(name, engine, body.include_usage)
-    opened = False
+    opened, streamed = False, ""
     try:
         with service.metrics.request(name) as timing:
             thinking = Thinking(engine, technique, base, question, tools, timing)
-            async with aclosing(thinking.steps()) as steps:
-                async for step in steps:
+            async with aclosing(thinking.told()) as told:
+                async for item in told:
                     if not opened:
                         yield reply.begun()
                     opened = True
-                    yield reply.step(technique.name, step)
+                    if isinstance(item, str):
+                        streamed += item
+                    yield reply.text(item) if isinstance(item, str) else reply.step(technique.name, item)
     except FledgeError as error:
         if not opened:
             raise
@@ -178,8 +206,9 @@ async def chunks(service: Service, body: ChatRequest, tools: Mapping[str, Tool])
         return
     outcome = thinking.outcome
     assert outcome is not None
-    for chunk in reply.ended(technique.name, outcome):
-        yield chunk
+    if rest := outcome.answer.removeprefix(streamed):
+        yield reply.text(rest)
+    yield reply.ended(technique.name, outcome)
     if reply.include_usage:
         yield reply.usage_chunk(outcome.prompt_tokens, outcome.completion_tokens)
     yield "data: [DONE]\n\n"

@@ -317,7 +317,7 @@ class ChatPage:
             turn.state, turn.error = "failed", t("This message is too long for the model.", self.lang)
         except FledgeError as error:
             turn.state, turn.error = "failed", str(error)
-        except Exception:
+        except Exception:  # nobody waits for this task: unseen, the page would say for ever that it is writing
             log.exception("an answer failed")
             turn.state, turn.error = "failed", t("Something went wrong; the server's log says what.", self.lang)
         self.writing = None

@@ -166,13 +166,19 @@ def test_closing_ends_what_is_on_its_way(url: str) -> None:
     [
         (Request(prompt_ids=(5,) * 256), PromptTooLong, "256 tokens"),
         (Request(prompt_ids=(5, 400)), Refused, "outside the vocabulary"),
+        (Request(text="a", logit_bias={400: 1.0}), Refused, "outside the vocabulary"),
+        (Request(text="a", constraint=Constraint("json_schema", '{"type": "strang"}')), Refused, "strang"),
+        (Request(text="a", adapter="law"), FledgeError, "law"),
         (Request(text=""), FledgeError, "empty"),
         (Request(prompt_ids=(-2,)), FledgeError, "outside the vocabulary"),
     ],
 )
-def test_a_wrong_request_fails_alone(remote: RemoteEngine, request_: Request, error: Any, says: str) -> None:
+def test_a_wrong_request_fails_alone(
+    engine: NativeEngine, remote: RemoteEngine, request_: Request, error: Any, says: str
+) -> None:
     wrong, right = remote.generate([request_, REQUESTS["text"]])
-    assert right.error is None and isinstance(wrong.error, error) and says in str(wrong.error)
+    assert isinstance(wrong.error, error) and says in str(wrong.error)
+    assert right.choice == engine.generate([REQUESTS["text"]])[0].choice
 
 
 def test_what_a_server_has_no_word_for_is_refused_before_it_is_asked() -> None:

@@ -58,6 +58,9 @@ def test_other_ways_to_say_a_number(text: str, value: Fraction) -> None:
         ("百分之五十", ["50"]),
         ("-5 and 3-2", ["-5", "3", "2"]),
         ("2.5万元", ["25000"]),
+        ("3千万人，2.5万亿元，5百万", ["30000000", "2500000000000", "5000000"]),
+        ("3千人，3千克，60千米", ["3000", "3", "60"]),
+        ("3 million, 2.5 Billions and 4 men", ["3000000", "2500000000", "4"]),
         ("½ cup", ["0.5"]),
         ("x = −3", ["-3"]),
         ("两个人一共有12个苹果", ["12"]),
@@ -122,6 +125,9 @@ def test_the_majority_and_its_ties() -> None:
 def test_lists_are_read_however_they_are_numbered() -> None:
     assert listed("Sure!\n1. one\n2) two\n3、三\n（4）four", 9) == ["one", "two", "三", "four"]
     assert listed("一、甲\n二、乙", 9) == ["甲", "乙"] and listed("- a\n* b", 1) == ["a"]
+    assert listed("① 甲\n（二）乙\n第三点：丙", 9) == ["甲", "乙", "丙"]
+    assert listed("**1. 春**：花\n### 2. 夏\n3. **秋**", 9) == ["春：花", "夏", "**秋**"]
+    assert listed("2 ** 3 = 8\n4 * 5 = 20", 9) == ["2 ** 3 = 8", "4 * 5 = 20"]
     assert listed("1.5 litres\nof milk", 9) == ["1.5 litres", "of milk"]
 
 

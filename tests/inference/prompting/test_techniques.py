@@ -150,7 +150,7 @@ def test_least_to_most_answers_each_part_with_those_before_it() -> None:
 
 
 def test_a_skeletons_points_are_written_in_one_batch() -> None:
-    engine = Scripted(["1. 起因\n2. 经过\n3. 结果", "甲。", "乙。", "丙。"])
+    engine = Scripted(["1. 起因：\n2. 经过\n3. 结果", "甲。", "乙。", "丙。"])
     outcome = technique("skeleton_of_thought").run(engine, "赤壁之战是怎么回事？")
     assert [len(batch) for batch in engine.batches] == [1, 3]
     assert "第 2 点" in told(engine.asked[2]) and told(engine.asked[2]).endswith("经过")

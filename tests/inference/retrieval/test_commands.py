@@ -14,6 +14,7 @@ from fledge.cli.main import cli
 from fledge.core.errors import FledgeError
 from fledge.core.stage import all_stages
 from fledge.inference.retrieval.index import Index
+from tests.inference import tiny
 from tests.inference.retrieval.library import Reader
 
 
@@ -44,15 +45,15 @@ def test_a_folder_becomes_an_index_that_is_searched(shelf: Path, tmp_path: Path)
 def test_questions_are_answered_with_their_sources(
     index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    opened: list[tuple[str, ...]] = []
+    opened: list[tuple[Any, ...]] = []
 
-    def reader(*given: str) -> Any:
+    def reader(*given: Any) -> Any:
         opened.append(given)
         return Reader()
 
     monkeypatch.setattr(use, "_engine", reader)
     said = call("ask", str(index.folder), "my-model", "By whom is the boiler repaired?")
-    assert "harbour workshop" in said and "[1] guide.md#L" in said and opened == [("my-model", "auto", "native")]
+    assert "harbour workshop" in said and "[1] guide.md#L" in said and opened[0][:3] == ("my-model", "auto", "native")
     row = json.loads(call("ask", str(index.folder), "m", "差旅费由谁审核？", "--json"))
     assert "财务部" in row["answer"] and row["problems"] == [] and row["citations"][0]["exists"]
     file = tmp_path / "questions.jsonl"
@@ -68,6 +69,15 @@ def test_questions_are_answered_with_their_sources(
     assert "with sources" in said and "100%" in said
     lines = CliRunner().invoke(cli, ["ask", str(index.folder), "m"], input="By whom is the boiler repaired?\n\n")
     assert "harbour workshop" in lines.stdout
+    talk = "By whom is the boiler repaired?\n/quit\n"
+    talked = CliRunner().invoke(cli, ["chat", "m", "--index", str(index.folder)], input=talk, catch_exceptions=False)
+    assert "harbour workshop" in talked.stdout and "[1] guide.md#L" in talked.stdout
+
+
+def test_a_model_of_a_folder_is_asked(index: Index, model: Any, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "tiny", model)
+    row = json.loads(call("ask", str(index.folder), str(folder), "差旅费由谁审核？", "--json", "--max-tokens", "8"))
+    assert row["answer"] and row["citations"] == []  # it has learned nothing
 
 
 def test_the_stage_refuses_an_overlap_as_large_as_a_passage() -> None:

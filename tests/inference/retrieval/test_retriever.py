@@ -37,6 +37,12 @@ def test_every_question_finds_its_source_first(by_words: Retriever) -> None:
     assert search_quality(by_words, QUESTIONS, 3) == {"recall@3": 1.0, "mrr": 1.0, "ndcg@3": 1.0}
 
 
+def test_a_single_chinese_character_finds_the_words_that_have_it(by_words: Retriever) -> None:
+    for query, source in (("审", "handbook.md"), ("票 馆", "museum.jsonl")):
+        assert by_words.search(query, 1)[0].source == source, query
+    assert by_words.index.terms("书 a") == ["书", "a"] and by_words.search("龘", 3) == []
+
+
 def test_meaning_finds_what_shares_no_word(index: Index, by_words: Retriever) -> None:
     assert not by_words.search("灯塔有多高", 3) or by_words.search("灯塔有多高", 3)[0].source != "lighthouse.html"
     for by in ("vectors", "both", "auto"):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from fledge.core.errors import FledgeError
 from fledge.inference.engine import Choice, Delta, Handle, Listen, Request, Result
 
-Submit = Callable[[Request, Listen], Handle]
+AHandle = TypeVar("AHandle", bound=Handle)
 
 
-def stream(submit: Submit, request: Request) -> Iterator[Delta]:
+def stream(submit: Callable[[Request, Listen], Handle], request: Request) -> Iterator[Delta]:
     """The deltas of a request as they come; closing the iterator cancels it, an error is raised from it."""
     deltas: queue.SimpleQueue[Delta | FledgeError] = queue.SimpleQueue()
     handle = submit(request, deltas.put)
@@ -28,10 +29,15 @@ def stream(submit: Submit, request: Request) -> Iterator[Delta]:
         handle.cancel()
 
 
-def generate(submit: Submit, requests: Sequence[Request]) -> list[Result]:
-    """All answers, in the order of the requests; an error is the result of its own request only."""
+def generate(
+    submit: Callable[[Request, Listen], AHandle],
+    requests: Sequence[Request],
+    begin: Callable[[list[AHandle]], None] = lambda handles: None,
+) -> list[Result]:
+    """All answers, in the order of the requests; an error is the result of its own request only. `begin` is given all
+    handles at once, for engines whose requests wait until then."""
     waiting = threading.Semaphore(0)
-    entries: list[tuple[Handle, _Whole] | FledgeError] = []
+    entries: list[tuple[AHandle, _Whole] | FledgeError] = []
     for request in requests:
         whole = _Whole(request, waiting.release)
         try:
@@ -39,6 +45,7 @@ def generate(submit: Submit, requests: Sequence[Request]) -> list[Result]:
         except FledgeError as error:
             entries.append(error)
     handles = [entry[0] for entry in entries if not isinstance(entry, FledgeError)]
+    begin(handles)
     try:
         for _ in handles:
             waiting.acquire()

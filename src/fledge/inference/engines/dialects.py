@@ -86,6 +86,8 @@ class Dialect:
     """how to ask for the prompt's log-probabilities: "prompt_logprobs" (vLLM), "echo" (OpenAI); "": no way"""
     adapters: bool = False
     """an adapter is asked for by its name in place of the model's"""
+    fewest: int = 0
+    """log-probabilities come with this many alternatives at least: llama.cpp takes 0 for none of it"""
     endless: str = ""
     """what says "as long as the context allows" after plain text: "null" (`max_tokens: null`), "omit"; "": a number"""
 
@@ -126,8 +128,7 @@ VLLM = Dialect(
 )  # fmt: skip
 LLAMA_CPP = Dialect(
     "llama.cpp", _VLLM | {"repetition_penalty": "repeat_penalty", "ignore_eos": "ignore_eos"},
-    spell=_llama_cpp, many=False, tokenize="llama.cpp", scores="",
-    endless="omit",
+    spell=_llama_cpp, many=False, tokenize="llama.cpp", scores="", fewest=1, endless="omit",
 )  # fmt: skip
 SGLANG = Dialect(
     "sglang", _VLLM | {"ignore_eos": "ignore_eos", "stop_ids": "stop_token_ids"},

@@ -12,11 +12,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
 from fledge.core.language import t
+
+_SERVERS = ("ollama", "tgi", "sglang", "tensorrt-llm", "openllm")
+"""engines that are no Python package to start: they are spoken to where they run"""
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,21 @@ def missing(name: str) -> FledgeError:
     return FledgeError(Problem(t("{package} is not installed", package=name), fix=fix))
 
 
+def _instead(name: str, known: Mapping[str, Peer]) -> str:
+    """What to do about an engine that has no environment: it comes with an extra, is misspelled, or is a server."""
+    if name in peers():
+        return t("run: {command}", command=how_to_get(peers()[name]))
+    if name.lower() in _SERVERS:
+        return t("start its server, and give the address: --engine http://…")
+    return did_you_mean(name, known)
+
+
 def install(name: str) -> Path:
     """Make an engine's environment; its Python. pip's words are shown as they come. Raises FledgeError if it fails."""
     known = {peer.name: peer for peer in peers().values() if peer.requirements}
     if name not in known:
         what = t("there is no environment for an engine of this name")
-        raise FledgeError(Problem(what, found=name, allowed=listing(list(known)), fix=did_you_mean(name, known)))
+        raise FledgeError(Problem(what, found=name, allowed=listing(list(known)), fix=_instead(name, known)))
     folder, peer = home() / name, known[name]
     python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]

@@ -6,7 +6,6 @@ Newcomers are read together, then all answers take one token a step; whoever is 
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +15,13 @@ from numpy.typing import NDArray
 
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.language import t
-from fledge.inference.answer import Answer, Ticket
-from fledge.inference.constraint import Constraints
-from fledge.inference.engine import Listen, Request, Scored
-from fledge.inference.engines.errors import Failed
+from fledge.inference.answer import Answer
+from fledge.inference.engine import Request, Scored
 from fledge.inference.engines.in_process import InProcessEngine
+from fledge.inference.prompt import check_ids
 from fledge.inference.sampling import logprobs_of, sample
 
 Floats = NDArray[np.float32]
-log = logging.getLogger(__name__)
 
 _REFUSED = (("beams", 1), ("best_of", None), ("prompt_logprobs", None), ("adapter", ""))
 
@@ -62,19 +59,9 @@ class LocalEngine(InProcessEngine):
     def __init__(self, name: str, rows: Rows, folder: Path) -> None:
         super().__init__(name, folder, rows.context, rows.vocabulary)
         self._rows = rows
-        self._constraints: Constraints | None = None
 
     def refused(self, request: Request) -> list[str]:
         return [field for field, neutral in _REFUSED if getattr(request, field) != neutral]
-
-    def _ticket(self, request: Request, listen: Listen) -> Ticket:  # type: ignore[override]
-        ticket = super()._ticket(request, listen)
-        if request.constraint is not None:
-            if self._constraints is None:
-                self._constraints = Constraints(self._text.to_str())
-            for answer in ticket.answers:
-                answer.sampling.guide = self._constraints.guide(request.constraint, ticket.stop_ids)
-        return ticket
 
     def score(self, prompt_ids: Sequence[Sequence[int]], continuation_ids: Sequence[Sequence[int]]) -> list[Scored]:
         """Log-probabilities of each continuation after its prompt (fp32), one row after another."""
@@ -83,7 +70,7 @@ class LocalEngine(InProcessEngine):
             if not prompt or not continuation:
                 raise FledgeError(Problem(t("a prompt or continuation is empty"), t("item {n}", n=place)))
             ids = [*prompt, *continuation]
-            self._check(ids, self.context + 1)
+            check_ids(ids, self.context + 1, self._vocabulary)
             logits = self._rows.logits(ids[:-1], len(prompt) - 1)
             peak = logits.max(-1)
             norms = peak + np.log(np.exp(logits - peak[:, None], dtype=np.float64).sum(-1))
@@ -99,30 +86,26 @@ class LocalEngine(InProcessEngine):
             ids = list(self._text.encode(text).ids)
             if not ids:
                 raise FledgeError(Problem(t("the text is empty"), t("item {n}", n=place)))
-            self._check(ids, self.context)
+            check_ids(ids, self.context, self._vocabulary)
             vectors.append([float(x) for x in self._rows.hidden(ids).mean(0)])
         return vectors
 
-    def _round(self, news: list[Answer]) -> None:
+    def _advance(self, news: list[Answer]) -> None:
         """Read the newcomers, then give every answer a token."""
-        try:
+        self._sweep()
+        if news:
+            logits = self._rows.start([answer.ids for answer in news])
+            self._running += news
+            self._extend(news, logits)
             self._sweep()
-            if news:
-                logits = self._rows.start([answer.ids for answer in news])
-                self._running += news
-                self._extend(news, logits)
-                self._sweep()
-            if self._running:
-                logits = self._rows.step([answer.ids[-1] for answer in self._running])
-                self._extend(self._running, logits)
-                self._sweep()
-        except Exception as error:  # a broken graph, no memory: the requests fail, the engine lives on
-            log.exception("a step of the engine failed")
-            problem = Problem(t("the model could not be computed"), found=f"{type(error).__name__}: {error}")
-            for answer in [*self._running, *news]:
-                answer.ticket.fail(Failed(problem))
-            self._running = []
-            self._rows.keep([])
+        if self._running:
+            logits = self._rows.step([answer.ids[-1] for answer in self._running])
+            self._extend(self._running, logits)
+            self._sweep()
+
+    def _clear(self) -> None:
+        self._running = []
+        self._rows.keep([])
 
     def _extend(self, answers: Sequence[Answer], logits: Floats) -> None:
         for answer, row in zip(list(answers), logits, strict=True):

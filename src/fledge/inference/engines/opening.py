@@ -9,6 +9,7 @@ from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
 from fledge.core.language import t
 from fledge.inference.engine import Engine
 from fledge.inference.engines.errors import cannot
+from fledge.inference.formats import FORMATS
 
 Name = Literal["native", "vllm", "llama.cpp", "openvino", "onnx"]
 NAMES: tuple[str, ...] = get_args(Name)
@@ -28,6 +29,12 @@ def check_name(engine: str) -> None:
         )
 
 
+def check_dtype(engine: str, dtype: str) -> None:
+    """Raise FledgeError for weights in a format that `engine` (a name or an address) is not asked to make."""
+    if engine != "native" and dtype in FORMATS and (engine, dtype) != ("llama.cpp", "int8"):
+        raise cannot(engine, t("weights in {format}", format=dtype), ["native"], "dtype")
+
+
 def open_other(address: Path | str, engine: str, dtype: str = "auto", device: str = "auto", **options: Any) -> Engine:
     """The engine `engine` on a model folder (llama.cpp: a GGUF file); `address` or `engine` may be a URL.
 
@@ -35,6 +42,7 @@ def open_other(address: Path | str, engine: str, dtype: str = "auto", device: st
     text = str(address)
     if options.get("adapters") and engine != "vllm":
         raise cannot(engine, t("adapters by request"), ["native", "vllm"], "adapters")
+    check_dtype(text if is_address(text) else engine, dtype)
     if is_address(engine) or is_address(text):
         from fledge.inference.engines.remote import RemoteEngine
 

@@ -9,21 +9,16 @@ here; greedy answers in fp32 are the native engine's. (It takes `min_p` and does
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fledge.core.errors import Problem, need
-from fledge.core.language import t
+from fledge.core.errors import need
 from fledge.inference.answer import Answer
 from fledge.inference.engine import Request
-from fledge.inference.engines.errors import Failed
 from fledge.inference.engines.in_process import InProcessEngine
 from fledge.inference.engines.process import Tell, progress
-
-log = logging.getLogger(__name__)
 
 _REFUSED = (
     ("logprobs", None), ("prompt_logprobs", None), ("logit_bias", {}), ("best_of", None), ("beams", 1), ("adapter", ""),
@@ -66,22 +61,19 @@ class OpenVinoEngine(InProcessEngine):
     def refused(self, request: Request) -> list[str]:
         return [field for field, neutral in _REFUSED if getattr(request, field) != neutral]
 
-    def _round(self, news: list[Answer]) -> None:
-        try:
-            for answer in news:
-                self._begin(answer)
-            for answer, handle in self._handles.items():
-                if answer.finished:
-                    handle.cancel()
-            if self._pipeline.has_non_finished_requests():
-                self._pipeline.step()
-            for answer, handle in self._handles.items():
-                self._read(answer, handle)
-        except Exception as error:  # no memory, a broken graph: the requests fail, the engine lives on
-            log.exception("a step of the engine failed")
-            problem = Problem(t("the model could not be computed"), found=f"{type(error).__name__}: {error}")
-            for answer in [*self._handles, *news]:
-                answer.ticket.fail(Failed(problem))
+    def _advance(self, news: list[Answer]) -> None:
+        for answer in news:
+            self._begin(answer)
+        for answer, handle in self._handles.items():
+            if answer.finished:
+                handle.cancel()
+        if self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        for answer, handle in self._handles.items():
+            self._read(answer, handle)
+        self._clear()
+
+    def _clear(self) -> None:
         self._handles = {answer: handle for answer, handle in self._handles.items() if not self._left(answer, handle)}
         self._running = list(self._handles)
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
 from fledge.core.language import t
-from fledge.inference.engine import Delta, Listen, PromptTooLong, Request, Result, Scored, TokenLogprob
+from fledge.inference.engine import Delta, Listen, PromptTooLong, Request, Result, Scored, TokenLogprob, told
 from fledge.inference.engines import blocking, wire
 from fledge.inference.engines.dialects import DIALECTS, recognise
 from fledge.inference.engines.errors import Failed, Refused, cannot
@@ -63,15 +63,12 @@ class Call:
             self.task.cancel()
 
     def tell(self, delta: Delta | FledgeError) -> None:
-        """Pass it on. A listener that breaks ends its own request only."""
+        """Pass it on. Whose listener breaks is cancelled."""
         if isinstance(delta, FledgeError):
             self._open.clear()
         elif delta.finish_reason is not None:
             self._open.discard(delta.index)
-        try:
-            self._listen(delta)
-        except Exception:
-            log.exception("a listener failed")
+        if not told(self._listen, delta):
             self._open.clear()
             self.stop()
 
@@ -199,7 +196,7 @@ class RemoteEngine:
         else:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         number = request.n if index is None else 1
-        reading = wire.Reading(self._spellings, index or 0, number, request.prompt_logprobs or 0)
+        reading = wire.Reading(self._spellings, index or 0, number, request.prompt_logprobs or 0, request.logprobs)
         async with self._gate, aclosing(self._http.replies(wire.address(request), body)) as chunks:
             async for chunk in chunks:
                 for delta in reading.take(chunk):

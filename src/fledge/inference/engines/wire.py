@@ -94,15 +94,14 @@ def body(request: Request, index: int | None, model: str, dialect: Dialect, room
         values |= {key["beams"]: request.beams, "length_penalty": request.length_penalty}
     if request.best_of is not None:
         values[key["best_of"]] = request.best_of
-    return values | _logprobs(request) | dialect.ids
+    return values | _logprobs(request, dialect.fewest) | dialect.ids
 
 
-def _logprobs(request: Request) -> Body:
+def _logprobs(request: Request, fewest: int) -> Body:
     if request.logprobs is None:
         return {}
-    if request.messages is None:
-        return {"logprobs": request.logprobs}
-    return {"logprobs": True, "top_logprobs": request.logprobs}
+    count = max(request.logprobs, fewest)
+    return {"logprobs": count} if request.messages is None else {"logprobs": True, "top_logprobs": count}
 
 
 def _seed(seed: int, index: int | None) -> int:
@@ -113,12 +112,15 @@ def _seed(seed: int, index: int | None) -> int:
 class Reading:
     """One reply as it comes: its chunks become deltas. The last delta of an answer waits for the numbers of tokens."""
 
-    def __init__(self, spellings: Spellings, first: int, count: int, likeliest: int = 0) -> None:
+    def __init__(
+        self, spellings: Spellings, first: int, count: int, likeliest: int = 0, alternatives: int | None = None
+    ) -> None:
         """The reply holds `count` answers; they are the request's from number `first` on. `likeliest`: how many were
-        asked for beside each token of the prompt."""
+        asked for beside each token of the prompt; `alternatives`: beside those of the answers."""
         self.prompt_tokens = 0
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
         self._spellings, self._first, self._count, self._likeliest = spellings, first, count, likeliest
+        self._alternatives = alternatives
         self._tokens = 0
         self._written: int | None = None
         self._ends: dict[int, FinishReason] = {}
@@ -162,7 +164,9 @@ class Reading:
         """Log-probabilities as chats have them (`content`), or as completions (parallel lists)."""
         if rows := value.get("content"):
             return tuple(
-                TokenLogprob(*self._row(row), tuple(self._row(top) for top in row.get("top_logprobs") or ()))
+                TokenLogprob(
+                    *self._row(row), tuple(map(self._row, (row.get("top_logprobs") or ())[: self._alternatives]))
+                )
                 for row in rows
             )
         tokens = value.get("tokens") or ()
@@ -180,7 +184,9 @@ class Reading:
         return int(row["id"]), float(row["logprob"])
 
     def _ranked(self, top: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-        return tuple(sorted(((self._spellings.id(token), float(value)) for token, value in top.items()), key=_by_value))
+        return tuple(
+            sorted(((self._spellings.id(token), float(value)) for token, value in top.items()), key=_by_value)
+        )[: self._alternatives]
 
     def _prompt(self, row: Mapping[str, Any] | None) -> TokenLogprob | None:
         """vLLM's {id: {"logprob", "rank"}}: the prompt's own token comes first, whatever its rank."""

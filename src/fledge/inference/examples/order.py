@@ -91,7 +91,7 @@ def order_effect(
 
 def permutations(n: int, most: int, seed: int) -> list[tuple[int, ...]]:
     """Different orders of n things, the given one first: all n!, or `most` of them."""
-    if n <= 8 and math.factorial(n) <= most:
+    if math.factorial(min(n, 20)) <= most:
         return list(itertools.permutations(range(n)))
     random = np.random.default_rng(seed)
     found = {tuple(range(n)): None}

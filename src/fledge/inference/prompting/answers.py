@@ -34,9 +34,11 @@ _MEASURED = re.compile(
 _SHORT = 200
 """characters in which a choice or a lone number is looked for: a model may write anything, at any length"""
 _ITEM = re.compile(
-    r"(?:[(（]?\d{1,3}\s*[.．)）、:：](?!\d)\s*|[-*•·]\s+|[一二三四五六七八九十]{1,3}[、.．]\s*"
-    r"|第[一二三四五六七八九十]{1,3}[步点]?[,，:：、]\s*)(.*)"
+    r"(?:[(（]?\d{1,3}\s*[.．)）、:：](?!\d)\s*|[-*•·]\s+|[①-⑳]\s*|[一二三四五六七八九十]{1,3}[、.．]\s*"
+    r"|[(（][一二三四五六七八九十]{1,3}[)）]\s*|第[一二三四五六七八九十]{1,3}[步点]?[,，:：、]\s*)(.*)"
 )
+_EMPHASIS = re.compile(r"^(?:#+\s+)?(?:\*\*(.+?)\*\*)?")
+"""Markdown before an item: a heading's signs, and what is in bold"""
 _EDGES = " \t\r\n.。!！?？,，;；:：、*_`\"'“”‘’「」『』"
 _SAME = {"是": "yes", "是的": "yes", "对": "yes", "正确": "yes", "true": "yes", "correct": "yes", "incorrect": "no"}
 _SAME |= {"否": "no", "不是": "no", "不对": "no", "错": "no", "错误": "no", "false": "no", "wrong": "no"}
@@ -101,7 +103,7 @@ def majority(answers: Sequence[str], kind: Kind = "auto") -> tuple[str, Counter[
 
 def listed(text: str, most: int) -> list[str]:
     """The items of a numbered or bulleted list, at most `most`; without any, its lines."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [_EMPHASIS.sub(r"\1", line.strip()) for line in text.splitlines() if line.strip()]
     items = [found[1] for line in lines if (found := _ITEM.match(line))]
     return [item for item in (items or lines) if item][:most]
 

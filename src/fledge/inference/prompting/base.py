@@ -56,6 +56,8 @@ class Technique(Config):
 
     guarded: ClassVar[tuple[str, ...]] = ()
     """settings that a server does not take from its clients: files of this machine, work that may never end"""
+    verbatim: ClassVar[bool] = False
+    """whether it only changes the question, which is asked once: the answer is what comes, word for word"""
 
     @property
     def name(self) -> str:
@@ -76,6 +78,11 @@ class Technique(Config):
         inner = getattr(self, "over", None)
         mine = [name for name in self.guarded if getattr(self, name)]
         return mine + (inner.guarded_settings() if isinstance(inner, Technique) else [])
+
+    def streams(self) -> bool:
+        """Whether the model's words are its answer, so that they can be shown while they are written."""
+        inner = getattr(self, "over", None)
+        return self.verbatim and (inner.streams() if isinstance(inner, Technique) else True)
 
     def calls(self) -> float:
         """About how many answers of the model one question takes."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class Direct(Technique):
     """The question as it is, and the model's answer as it is."""
 
+    verbatim: ClassVar[bool] = True
+
     use: Literal["direct"] = Field("direct", description="the question as it is")
 
     def program(self, question: Question, talk: Talk) -> Program[Solution]:
@@ -38,6 +40,8 @@ class Direct(Technique):
 
 class Role(Technique):
     """Who the model is: a system message of a role, its traits, its principles and the form of its answers."""
+
+    verbatim: ClassVar[bool] = True
 
     use: Literal["role"] = Field("role", description="who answers")
     role: str = Field(min_length=1, description="who the model is: `a patient teacher`, `资深的中文编辑`")
@@ -60,6 +64,8 @@ class Role(Technique):
 
 class Template(Technique):
     """The question inside a text of your own. `{question}` stands for it, other names for `values`."""
+
+    verbatim: ClassVar[bool] = True
 
     use: Literal["template"] = Field("template", description="the question inside a text of your own")
     text: str = Field(description="what the model is told; {question} and every {name} of `values` are filled in")
@@ -176,6 +182,8 @@ class FewShot(Technique):
 
     Always the same ones in the same order; `selected_shots` chooses them for each question.
     """
+
+    verbatim: ClassVar[bool] = True
 
     use: Literal["few_shot"] = Field("few_shot", description="examples before the question")
     examples: list[Example] = Field(min_length=1, description="questions with answers, in the order of showing")

@@ -1,7 +1,8 @@
-"""Numbers as people and models write them: 1,234.50, １８, 3/4, 五十六, 三点五, 三分之二, 2.5万."""
+"""Numbers as people and models write them: 1,234.50, １８, 3/4, 五十六, 三点五, 三分之二, 2.5万, 3 million."""
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from fractions import Fraction
@@ -9,13 +10,16 @@ from fractions import Fraction
 _DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2, "○": 0}
 _FORMAL = str.maketrans("壹贰叁肆伍陆柒捌玖拾佰仟萬億弍貳參陸", "一二三四五六七八九十百千万亿二二三六")
 _SMALL, _LARGE = {"十": 10, "百": 100, "千": 1000}, {"万": 10**4, "亿": 10**8}
+_ENGLISH = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _HAN = "零一二三四五六七八九〇两兩○十百千万亿壹贰叁肆伍陆柒捌玖拾佰仟萬億弍貳參陸"
 
+_SCALE = rf"[十百千]?[万亿]+|[百千](?![克米瓦卡升帕赫分])|(?i:{'|'.join(_ENGLISH)})s?\b"
+"""3千万, 2.5万亿, 3千 (not 3千克), 3 million"""
 _ARABIC = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 _LONGEST = 400  # characters; a row of digits beyond that is no number that anybody meant
 NUMBER = re.compile(
     r"(?P<sign>(?<![\w)])[-−–]\s?|负\s?)?[$€£¥]?\s?"
-    rf"(?:(?P<arabic>{_ARABIC})(?:\s?(?P<scale>[万亿]))?(?:\s?/\s?(?P<below>\d+))?"
+    rf"(?:(?P<arabic>{_ARABIC})(?:\s?(?P<scale>{_SCALE}))?(?:\s?/\s?(?P<below>\d+))?"
     rf"|(?P<parts>[{_HAN}]+)分之(?P<share>[{_HAN}]+)|(?P<han>[{_HAN}]+(?:点[{_HAN}]+)?))"
 )
 """A number in a text that is NFKC already."""
@@ -90,6 +94,11 @@ def _integer(text: str) -> Fraction | None:
     return Fraction(total + section + digit * (last or 1))  # 两万五: the 五 stands for thousands
 
 
+def _scale(word: str) -> int:
+    """千万 is 10⁷, 万亿 10¹², million 10⁶."""
+    return _ENGLISH.get(word.lower().rstrip("s")) or math.prod((_SMALL | _LARGE)[char] for char in word)
+
+
 def _value(match: re.Match[str]) -> Fraction | None:
     sign = -1 if match["sign"] else 1
     if len(match.group()) > _LONGEST:
@@ -97,7 +106,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["arabic"]:
         value = Fraction(match["arabic"].replace(",", ""))
         if match["scale"]:
-            value *= _LARGE[match["scale"]]
+            value *= _scale(match["scale"])
         if match["below"]:
             if int(match["below"]) == 0:
                 return None

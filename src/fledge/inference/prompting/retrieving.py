@@ -80,6 +80,7 @@ class SelectedShots(Technique):
     (Liu et al., 2022), in an order of your own. See `inference.examples.selection`."""
 
     guarded: ClassVar[tuple[str, ...]] = ("pool", "embedder")
+    verbatim: ClassVar[bool] = True
 
     use: Literal["selected_shots"] = Field("selected_shots", description="examples before the question, chosen for it")
     pool: Source = Field(description="a file or folder of records with answers: prompts, conversations, …")

@@ -42,7 +42,7 @@ class SkeletonOfThought(Technique):
         written = yield from talk.ask_all("point", asks)
         colon = "：" if lang == "zh" else ": "
         lines = [
-            f"{number}. {point}{colon}{text}"
+            f"{number}. {point.rstrip('.。:：')}{colon}{text}"
             for number, (point, text) in enumerate(zip(points, written, strict=True), start=1)
         ]
         text = "\n".join(lines)

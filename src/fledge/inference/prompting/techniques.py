@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
+from fledge.core.draft import rule_of
 from fledge.core.errors import FledgeError, Problem, did_you_mean, listing
 from fledge.core.language import t
 from fledge.inference.prompting.base import Technique
@@ -69,6 +70,6 @@ def _problem(item: Any) -> Problem:
         owners = [TECHNIQUES[part] for part in loc if part in TECHNIQUES] or [Technique]
         keys = list(owners[-1].model_fields)
         return Problem(t('"{key}" is unknown', key=loc[-1]), where, "", listing(keys), did_you_mean(loc[-1], keys))
-    message = str(item["ctx"]["error"]) if "error" in item.get("ctx", {}) else item["msg"]
+    message = str(item["ctx"]["error"]) if "error" in item.get("ctx", {}) else rule_of(item)
     found = "" if item["type"] in ("missing", "value_error") else repr(item["input"])[:80]
-    return Problem(message, where, found=found)
+    return Problem(message, where, found, str(item.get("ctx", {}).get("expected", "")))

@@ -25,7 +25,7 @@ from fledge.core.language import t
 from fledge.inference.retrieval.bm25 import BM25, Postings
 from fledge.inference.retrieval.reading import Passage, passages_of
 from fledge.inference.retrieval.vectors import PROBE, Embedder, Vectors, embed
-from fledge.inference.retrieval.words import Segmenter, resolve, words
+from fledge.inference.retrieval.words import LONE, Segmenter, resolve, words
 from fledge.records.raw.files import files_in
 from fledge.records.rejects import Rejects
 
@@ -102,8 +102,12 @@ class Index:
         return [Passage(**row) for row in self._table.to_pylist()]
 
     def terms(self, text: str) -> list[str]:
-        """A query's words, cut as those of the passages were."""
-        return words(text, self.cut.segmenter)
+        """A query's words, cut as those of the passages were. Single Chinese characters alone (茶, 税) mean every word
+        that has them: in the passages they seldom stand by themselves."""
+        found = words(text, self.cut.segmenter)
+        if not all(LONE.fullmatch(word) for word in found):
+            return found
+        return [term for term in self.bm25.postings.terms if any(word in term for word in found)]
 
     def check_embedder(self, engine: Embedder) -> None:
         """Raises FledgeError where the index has no vectors, or has them from another model."""

@@ -18,6 +18,8 @@ from fledge.core.errors import need
 from fledge.data.texts import HAN, UNSPACED
 
 Segmenter = Literal["auto", "jieba", "bigrams"]
+LONE = re.compile(rf"[{UNSPACED}]")
+"""a character of a script without spaces"""
 _RUN = re.compile(rf"([{UNSPACED}]+)|[^\W_{UNSPACED}]+")
 _WRAPPED = re.compile(rf"(?<=[{HAN}])[ \t]*\n[ \t]*(?=[{HAN}])")  # a line of Chinese ends anywhere, within words, too
 _HAN = re.compile(rf"[{HAN}]+")
