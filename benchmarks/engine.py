@@ -1,6 +1,7 @@
 """Writing speed on this machine: fledge's engine, transformers, OpenVINO GenAI, llama.cpp and vLLM, the same requests.
 
-    python benchmarks/engine.py [--quick] [--only fp32,bf16,int8] [--peers openvino,vllm] [--one-stream] [--device cuda]
+    python benchmarks/engine.py [--quick] [--only fp32,bf16,int8] [--peers openvino,vllm] [--one-stream] [--times 3]
+                                [--device cuda]
     python benchmarks/engine.py --latency
 
 SmolLM2-135M, real English text as prompts. 64 requests at once: prompts of 32 to 256 tokens, 16 to 128 new ones, 8,782
@@ -276,7 +277,7 @@ def throughput(args: argparse.Namespace) -> bool:
     whole, equal = True, None
     for precision in args.only:
         names = sides_of(precision, args.device, args.peers, args.quick)
-        found, failed = compare(names, precision, work, args.device, pieces, 1 if args.quick else 3)
+        found, failed = compare(names, precision, work, args.device, pieces, args.times)
         whole &= not failed
         table(precision, found, allowed[precision], None if args.one_stream else right)
         if precision == "fp32" and not args.one_stream:
@@ -299,7 +300,7 @@ def throughput(args: argparse.Namespace) -> bool:
 def latency(args: argparse.Namespace) -> bool:
     """Time to the first token of both servers under the same arrivals."""
     precision = args.only[0] if len(args.only) == 1 else "bf16"
-    times, rate = 1 if args.quick else 3, 0.0
+    times, rate = args.times, 0.0
     many = requests(1 + ARRIVALS // REQUESTS * times)  # nobody is asked the same thing twice
     shares: dict[str, list[tuple[float, float]]] = {}
     for name in ("vLLM", OURS):
@@ -331,13 +332,14 @@ def latency(args: argparse.Namespace) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="transformers and OpenVINO only, each once")
+    parser.add_argument("--times", type=int, help="how often each side runs (3; with --quick 1)")
     parser.add_argument("--latency", action="store_true", help="time to the first token under load, against vLLM")
     parser.add_argument("--one-stream", action="store_true", help="only the one stream")
     parser.add_argument("--only", default=",".join(PRECISIONS), help="precisions: fp32, bf16, int8")
     parser.add_argument("--peers", default="", help="parts of peers' names, such as openvino,vllm")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: against transformers")
     args = parser.parse_args()
-    args.only = args.only.split(",")
+    args.only, args.times = args.only.split(","), args.times or (1 if args.quick else 3)
     if unknown := set(args.only) - set(PRECISIONS):
         parser.error(f"unknown precision: {', '.join(sorted(unknown))} (there are {', '.join(PRECISIONS)})")
     sys.exit(0 if (latency if args.latency else throughput)(args) else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -28,10 +29,12 @@ from transformers import (
     T5Model,
 )
 
+from fledge.core import allocator
 from fledge.core.errors import FledgeError
 from fledge.core.events import Emitter
 from fledge.core.machine import Machine, device_named, devices
 from fledge.core.stage import Execution, Size
+from fledge.models import block_attention
 from fledge.models.shape import ModelShape
 from fledge.training import compiling, continuing, kernels, likelihood, tuning
 from fledge.training.estimation import memory, needs
@@ -255,7 +258,7 @@ def test_constants_are_those_of_the_code_they_describe() -> None:
     assert memory.BUCKET == ranks.BUCKET and needs.WORTH == compiling.WORTH
     assert (needs.LARGE, needs.AT_ONCE) == (tuning.LARGE, tuning.TOKENS_AT_ONCE)
     assert (needs.LARGE, needs.CONTINUED) == (continuing.LARGE, continuing.TOKENS_AT_ONCE)
-    assert UNMASKED == kernels.FITS
+    assert UNMASKED == kernels.FITS and allocator.MULTIPLE == block_attention.MULTIPLE
 
 
 def test_operations() -> None:
@@ -377,6 +380,22 @@ def test_the_longest_of_the_first_batches_counts(events: Emitter) -> None:
     assert predicted == [64, 64, 128, 128]
 
 
+def test_the_largest_batch_to_come_counts_from_the_first_step(events: Emitter) -> None:
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4))  # fmt: skip
+
+    class Known(_Source):
+        def largest(self, steps: int) -> int:
+            return steps - 1
+
+        def batch(self, step: int) -> dict[str, Any]:
+            return {"input_ids": torch.zeros(4, 160 if step == 39 else 64, dtype=torch.long)}
+
+    forecast = Forecast(Trainer(CausalLM(), {"model": model}, Known(), TrainSettings(lr=1e-3), 40, 0, events))
+    forecast.step(1, Known().batch(0))
+    assert forecast.plan is not None and forecast.plan.sequence == 160
+
+
 def test_memory_that_grows_beyond_what_was_predicted_is_given_back(
     events: Emitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,3 +473,34 @@ def test_a_run_says_what_was_predicted_and_what_was_measured() -> None:
     assert metrics["predicted_seconds"] > 0 and metrics["measured_seconds"] > 0
     assert "predicted_seconds" in told["heard"]
     assert "rate/train.framework" in told["heard"], "the next plan on this machine knows it"
+
+
+_UNEVEN = """
+import json
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from fledge.core.events import Emitter
+from fledge.training.objectives.causal_lm import CausalLM
+from fledge.training.settings import TrainSettings
+from fledge.training.trainer import Trainer
+class Uneven:
+    def batch(self, step):
+        ids = torch.full((4, 64 + 8 * (step * 37 % 71)), step)  # each step another length, in no order
+        return {"input_ids": ids, "labels": ids}
+config = LlamaConfig(
+    vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
+)
+heard = []
+settings, events = TrainSettings(lr=1e-3, log_every=5), Emitter("t", 0, heard.append)
+Trainer(CausalLM(), {"model": LlamaForCausalLM(config)}, Uneven(), settings, 70, 0, events).fit()
+print(json.dumps([event.value for event in heard if event.name == "memory"]))
+"""
+
+
+def test_memory_does_not_grow_with_the_lengths_of_the_rows() -> None:
+    """With the machine code of a product kept for every length (1,024 of them, as PyTorch does) it nearly doubles."""
+    environment = {name: value for name, value in os.environ.items() if "CACHE_CAPACITY" not in name}
+    done = subprocess.run([sys.executable, "-c", _UNEVEN], capture_output=True, text=True, check=True, env=environment)
+    memory = json.loads(done.stdout.splitlines()[-1])
+    early = memory[1]  # after ten steps
+    assert max(memory) < 1.2 * early, memory

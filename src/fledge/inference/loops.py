@@ -74,6 +74,10 @@ if kernels.numba is not None:
             _store32(address, place, kernels._pattern(value))
 
     @loop
+    def _rounded(value: Any, half: bool) -> Any:
+        return _wide(_narrow(value)) if half else value
+
+    @loop
     def _silu(x: Any) -> Any:
         return x / (np.float32(1) + _exp(min(-x, np.float32(80))))
 
@@ -144,7 +148,8 @@ if kernels.numba is not None:
                     _put(out, place + d, _get(sums, d, False), False)
             elif becomes == GATED:
                 for d in range(count):
-                    _put(out, place + d, _silu(_get(sums, d, False)) * _get(sums, _PAIR + d, False), half)
+                    gate_, up = _rounded(_get(sums, d, False), half), _rounded(_get(sums, _PAIR + d, False), half)
+                    _put(out, place + d, _silu(gate_) * up, half)  # both rounded, as the model rounds them
             else:
                 for d in range(count):
                     _put(out, place + d, _get(sums, d, False), half)

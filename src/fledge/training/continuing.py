@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fledge.core.allocator import keep_few_products
 from fledge.core.artifact import Model
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
@@ -42,6 +43,7 @@ GENERAL = "general_"
 
 def go_on(stage: Continue, job: Job) -> Model:
     """Run the stage; metrics carry `before_` where they were measured before the first step."""
+    keep_few_products(stage.seq_len)
     path, device = job.open(stage.model).path, device_of(job.execution)
     ranks, settings = Ranks.join(job.rank, job.world, device, job.execution.layout), stage.train
     require_layout(path, job.execution, job.world, settings.optimizer)

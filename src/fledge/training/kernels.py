@@ -2,7 +2,7 @@
 
 On a CPU it is attention in blocks (`models.block_attention`), and freed memory is kept: a step asks for the same
 hundreds of megabytes as the one before it, and what was given back in between has to be zeroed by the system, page by
-page, a tenth of the time.
+page, a tenth of the time. Of the machine code for products little is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fledge.core.allocator import keep_freed_memory
+from fledge.core.allocator import keep_few_products, keep_freed_memory
 
 FITS = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "glm", "glm4", "granite", "smollm3", "olmo2"})
 """Model types of transformers whose attention is causal and nothing else: no bias, no cap, no sinks."""
@@ -32,6 +32,7 @@ def fast_kernels(models: Iterable[Any], device: str, dtype: str = "bfloat16") ->
     inner = [model for model in inner if getattr(getattr(model, "config", None), "_attn_implementation", "") != PARTS]
     if torch.device(device).type == "cpu":
         keep_freed_memory()
+        keep_few_products()
         fitting = [m for m in inner if getattr(getattr(m, "config", None), "model_type", "") in FITS]
         chosen = [block_attention.NAME] * len(fitting)
     else:

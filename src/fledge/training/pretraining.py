@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from fledge.core.allocator import keep_few_products
 from fledge.core.artifact import Model, Tokens
 from fledge.core.job import Job
 from fledge.data.tokens.packing import TokenShards
@@ -36,6 +37,7 @@ def pretrain(stage: Pretrain, job: Job) -> Model | dict[str, Model]:
 
     Replaced-token detection gives two models, `generator` and `discriminator`.
     """
+    keep_few_products(stage.seq_len)
     folder, device = job.open(stage.tokenizer).path, device_of(job.execution)
     tokenizer, ranks = load_tokenizer(folder), Ranks.join(job.rank, job.world, device, job.execution.layout)
     sources = [job.open(ref) for ref in stage.data]

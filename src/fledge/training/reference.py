@@ -24,7 +24,7 @@ class WithReference:
     """A source of pairs that adds `reference` (B, 2) to every batch."""
 
     def __init__(self, source: BatchSource, known: dict[str, Tensor]) -> None:
-        self.source, self.known = source, known
+        self.source, self.known, self.largest = source, known, getattr(source, "largest", None)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The source's batch of `step`, with the reference's log-probabilities of its pairs."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fledge.core.allocator import keep_few_products
 from fledge.core.artifact import Artifact, Model, RewardModel
 from fledge.core.errors import FledgeError, Problem
 from fledge.core.job import Job
@@ -54,7 +55,7 @@ TOKENS_AT_ONCE = 1024
 
 def sft(stage: SFT, job: Job) -> Model:
     """Supervised fine-tuning; the loss on held-out answers before and after."""
-    run = Run(job, stage.train)
+    run = Run(job, stage.train, stage.packing)
     policy = open_policy(job.open(stage.model).path, stage.train, stage.lora, job.rng_seed("adapter"), run.device)
     renderer, length = ChatRenderer(policy.tokenizer), min(stage.train.max_length, policy.context)
     rows = run.rendered(renderer, stage.data)
@@ -159,7 +160,8 @@ def ranking_loss(margins: Callable[[], Tensor]) -> Callable[[], float]:
 class Run:
     """What the three stages share: reading, rendering, and the Trainer with its checkpoints."""
 
-    def __init__(self, job: Job, settings: TrainSettings) -> None:
+    def __init__(self, job: Job, settings: TrainSettings, packed: bool = False) -> None:
+        keep_few_products(settings.max_length if packed else 0)
         self.job, self.settings = job, settings
         self.device = device_of(job.execution)
         for given in job.inputs.values():

@@ -164,6 +164,11 @@ def _teaches(row: Row, max_length: int) -> bool:
     return any(weight > 0 for weight in row.weights[1:max_length])
 
 
+def _largest(lengths: Ids, batches: Sequence[Ids], padded: bool = True) -> int:
+    """Which of some batches has most tokens, with or without padding."""
+    return int(np.argmax([lengths[b].max() * len(b) if padded else lengths[b].sum() for b in batches]))
+
+
 class ConversationBatches:
     """Rendered rows, padded on the right, rows of like length together; or laid end to end.
 
@@ -195,17 +200,21 @@ class ConversationBatches:
         self.batch_size, self.max_length, self.pad_id, self.seed = batch_size, max_length, pad_id, seed
         self.multiple, self.row_tokens = multiple, row_tokens
         window = 1 if row_tokens else window
-        lengths = np.array([min(len(row.ids), max_length) for row in self.rows], dtype=np.int64)
+        self._lengths = lengths = np.array([min(len(row.ids), max_length) for row in self.rows], dtype=np.int64)
         self._epoch = lru_cache(maxsize=2)(lambda epoch: grouped(lengths, batch_size, window, seed, epoch))
 
     @property
     def tokens(self) -> int:
         """Tokens of one epoch, without padding."""
-        return sum(min(len(row.ids), self.max_length) for row in self.rows)
+        return int(self._lengths.sum())
 
     def __len__(self) -> int:
         """Steps of one epoch: every row once."""
         return -(-len(self.rows) // self.batch_size)
+
+    def largest(self, steps: int) -> int:
+        """The step of the first `steps`, and of the first epoch, whose batch is largest."""
+        return _largest(self._lengths, self._epoch(0)[:steps], padded=not self.row_tokens)
 
     def rows_at(self, step: int) -> list[Row]:
         """The rows of a step, as they were rendered."""
@@ -249,12 +258,16 @@ class PreferenceBatches:
         self.batch_size, self.max_length, self.pad_id, self.seed = batch_size, max_length, pad_id, seed
         self.multiple = multiple
         longest = [min(max(len(p.chosen.ids), len(p.rejected.ids)), max_length) for p in self.pairs]
-        lengths = np.array(longest, dtype=np.int64)
+        self._lengths = lengths = np.array(longest, dtype=np.int64)
         self._epoch = lru_cache(maxsize=2)(lambda epoch: grouped(lengths, batch_size, window, seed, epoch))
 
     def __len__(self) -> int:
         """Steps of one epoch: every pair once."""
         return -(-len(self.pairs) // self.batch_size)
+
+    def largest(self, steps: int) -> int:
+        """The step of the first `steps`, and of the first epoch, whose batch is largest."""
+        return _largest(self._lengths, self._epoch(0)[:steps])
 
     def batch(self, step: int) -> PreferenceBatch:
         epoch, index = divmod(step, len(self))

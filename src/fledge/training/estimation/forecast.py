@@ -1,9 +1,9 @@
 """Predicted against measured: what a training will take, said after its first step and its first twenty, and what it
 took. Kept in the artifact's metrics.
 
-Memory is predicted from the models, the settings and the longest of the first twenty batches, on top of what the
-process held before; time from the pace of these steps. Both are measured: the process's resident memory (PyTorch's
-own count on a card), and the clock.
+Memory is predicted from the models, the settings and the largest of the first twenty batches (of the first epoch, where
+their source knows it), on top of what the process held before; time from the pace of these steps. Both are measured:
+the process's resident memory (PyTorch's own count on a card), and the clock.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fledge.core.units import show_bytes, show_seconds
 from fledge.training.estimation.memory import CPU, NOTHING, memory_of
 from fledge.training.estimation.network import Network
 from fledge.training.estimation.plan import Plan
+from fledge.training.objective import as_batch
 
 if TYPE_CHECKING:
     from fledge.training.objective import Objective
@@ -62,32 +63,35 @@ class Forecast:
         if len(self.ended) <= PACE:
             self._predict_memory(batch)
         elif not self.cuda and 0 < AMPLE * self.memory < held and len(self.ended) >= self.gave_back + PACE:
-            # Freed pieces of many sizes fit seldom again: without this, two hundred steps of conversations hold twice
-            # what they need. Not after every step: what goes back has to be asked for again.
+            # Freed pieces of many sizes fit seldom again, and the heap grows beyond what a step needs. Not after every
+            # step: what goes back has to be asked for again.
             give_back()
             self.gave_back = len(self.ended)
         if len(self.ended) == PACE + 1 and done < self.trainer.steps:
             self._predict_time(done)
 
     def _predict_memory(self, batch: Mapping[str, Any]) -> None:
-        lengths = tuple(value.shape[-1] for value in _ids(batch))
-        if not lengths:
-            return
-        if lengths in self.shapes:
-            return
-        if not self.shapes or max(lengths) > max(map(max, self.shapes)):
-            self.plan = plan_of(self.trainer, batch)
-        self.shapes.add(lengths)
-        if self.plan is None:
+        shape = tuple(number for value in _ids(batch) for number in value.shape)
+        if not shape or shape in self.shapes:
             return
         held = sum(p.numel() * p.element_size() for model in self.trainer.models.values() for p in model.parameters())
         if self.cuda:  # PyTorch counts its own tensors: no context, and no fragments
             around = replace(NOTHING, framework=max(0.0, self.before - held))
         else:
             around = replace(CPU, framework=max(0.0, self.before - held) + LAZY)
-            if len(self.ended) == 1:
-                self.trainer.events.metric("rate/train.framework", around.framework)
-        self.memory = memory_of(self.plan, around).total
+        some = [batch] if self.shapes else [batch, *self._largest()]
+        self.shapes.add(shape)
+        for plan in (plan_of(self.trainer, one) for one in some):
+            if plan is not None and (needed := memory_of(plan, around).total) > self.memory:
+                self.plan, self.memory = plan, needed
+        if self.plan is not None and len(self.ended) == 1 and not self.cuda:
+            self.trainer.events.metric("rate/train.framework", around.framework)
+
+    def _largest(self) -> list[Mapping[str, Any]]:
+        """The largest batch to come, if the source of the batches knows it."""
+        source = self.trainer.source
+        step_of = getattr(source, "largest", None)
+        return [as_batch(source.batch(step_of(self.trainer.steps)))] if step_of else []
 
     def _predict_time(self, done: int) -> None:
         pace = (self.ended[-1] - self.ended[WARM]) / (len(self.ended) - 1 - WARM)

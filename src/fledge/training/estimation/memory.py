@@ -75,7 +75,7 @@ class Surroundings:
         return CPU if kind == "cpu" else CARD
 
 
-CPU, CARD = Surroundings(0.46e9, 0.32, 0.7), Surroundings(0.9e9, 0.08, 0.08)
+CPU, CARD = Surroundings(0.46e9, 0.32, 0.55), Surroundings(0.9e9, 0.08, 0.08)
 NOTHING = Surroundings(0.0, 0.0, 0.0)
 COMPILER = 0.05e9  # what inductor adds to a process
 
