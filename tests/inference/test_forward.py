@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import platform
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -31,13 +35,18 @@ from transformers import (
 )
 
 from fledge.core.errors import FledgeError
-from fledge.inference import fusion, kernels
+from fledge.inference import fusion, kernels, loops, weights
+from fledge.inference.formats import Weights
 from fledge.inference.forward import Forward
 from fledge.inference.fusion import FusedLayer
 from fledge.inference.kernel_step import KernelStep
 from fledge.inference.paged import BLOCK, GroupedStep
 from fledge.inference.step import Part
 from tests.inference.tiny import llama
+
+IN_TILES = pytest.mark.skipif(
+    not loops.multiply(torch.bfloat16, torch.device("cpu")), reason="this processor has no AVX-512, or no Numba is here"
+)
 
 SHAPE = dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -98,10 +107,14 @@ def in_pieces(forward: Forward, n: int, answer: list[int]) -> Tensor:
     return torch.cat(found)[len(PROMPTS[n]) - 1 :]
 
 
-@pytest.mark.parametrize("loops", [False, True], ids=["torch", "compiled"])
+@pytest.mark.parametrize("way", ["libraries", "tiles", "compiled"])
 @pytest.mark.parametrize("family", ["llama", *FAMILIES])
-def test_a_step_says_what_transformers_says_to_the_bit_the_same_in_any_company(family: str, loops: bool) -> None:
-    model = made(family)
+def test_a_step_says_what_transformers_says_to_the_bit_the_same_in_any_company(
+    family: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "libraries":  # as on a processor without AVX-512
+        monkeypatch.setattr(weights, "in_tiles", lambda weights: False)
+    model, loops = made(family), way == "compiled"
     reference = copy.deepcopy(model)
     forward = Forward(model, loops=loops)
     assert forward._step is (KernelStep if loops and kernels.available(model.dtype, model.device) else GroupedStep)
@@ -117,6 +130,73 @@ def test_a_step_says_what_transformers_says_to_the_bit_the_same_in_any_company(f
         assert answer == whole[len(prompt) :].tolist()
         assert torch.allclose(rows[n], logits, atol=1e-4)
         assert torch.equal(rows[n], in_pieces(forward, n, answer))
+
+
+@IN_TILES
+@pytest.mark.parametrize("weights", ["", "int8", "int4"])
+def test_in_bf16_too_the_bits_are_the_same_in_any_company(weights: Weights) -> None:
+    forward = Forward(llama().bfloat16(), weights=weights, loops=True)
+    assert forward._stack is not None
+    answers, rows = together(forward)
+    for n, answer in enumerate(answers):
+        assert torch.equal(rows[n], in_pieces(forward, n, answer))
+
+
+@IN_TILES
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_the_whole_is_one_program_and_says_what_the_modules_say(family: str) -> None:
+    forward = Forward(made(family), loops=True)
+    assert forward._stack is not None
+    answers, rows = together(forward)
+    forward._stack = None
+    again, expected = together(forward)
+    assert answers == again
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rows, expected, strict=True))
+
+
+@IN_TILES
+def test_a_whole_that_a_new_version_computes_otherwise_is_computed_layer_by_layer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = llama()
+    monkeypatch.setattr(type(model.model), "forward", _scaled(type(model.model).forward))
+    expected = model(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    forward = Forward(model, loops=True)
+    assert forward._stack is None and "layer by layer" in caplog.text
+    forward.allocate(4)
+    assert torch.allclose(forward.run([Part(PROMPTS[0], 0, [2])])[0], expected, atol=1e-4)
+
+
+def _scaled(forward: Any) -> Any:
+    def scaled(self: Any, *args: Any, **more: Any) -> Any:
+        found = forward(self, *args, **more)
+        found.last_hidden_state = found.last_hidden_state * 1.01
+        return found
+
+    return scaled
+
+
+def test_without_avx_512_the_loops_compute_what_the_libraries_do_not() -> None:
+    """In a process of its own: Numba chooses the processor when it starts."""
+    if not kernels.available(torch.float32, torch.device("cpu")) or platform.machine() != "x86_64":
+        pytest.skip("no compiled loops here, or no x86 processor")
+    code = """if True:
+        import torch
+        from fledge.inference.forward import Forward
+        from fledge.inference.kernel_step import KernelStep
+        from tests.inference.test_forward import PROMPTS, in_pieces, llama, together
+        reference, forward = llama(), Forward(llama(), loops=True)
+        assert forward._step is KernelStep and forward._stack is None
+        answers, rows = together(forward)
+        for n, answer in enumerate(answers):
+            with torch.no_grad():
+                logits = reference(torch.tensor([PROMPTS[n] + answer])).logits[0, len(PROMPTS[n]) - 1 : -1]
+            assert torch.allclose(rows[n], logits, atol=1e-4)
+            assert torch.equal(rows[n], in_pieces(forward, n, answer))
+        """
+    old = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse,+sse2,+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+popcnt"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | old, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_layers_that_are_known_are_fused_and_others_are_not() -> None:

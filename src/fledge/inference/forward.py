@@ -151,13 +151,13 @@ class Forward:
             return torch.cat([self.run([part]) for part in parts])
         order = paged.in_groups(parts)
         ids = [token for n in order for token in parts[n].ids]
+        wanted = self._wanted(parts, order)
+        if self._stack is not None and not any(part.adapter for part in parts):
+            step = KernelStep([parts[n] for n in order], self.kv)
+            return self._stack(torch.tensor(ids), step, torch.tensor(wanted, dtype=torch.int64))
         filler = _rounded(len(ids)) - len(ids)
         step = self._step([parts[n] for n in order], self.kv, filler)
-        wanted = self._wanted(parts, order)
         index = torch.tensor(wanted + [0] * (_rounded(len(wanted)) - len(wanted)), device=self.device)
-        if self._stack is not None and not any(part.adapter for part in parts):
-            given = torch.tensor(ids + [0] * filler)
-            return self._stack(given, step, index)[: len(wanted)]
         with paged.during(step):
             if self.adapters is None:
                 logits = self._run(ids + [0] * filler, step.positions, index)

@@ -60,7 +60,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(…, in) → (…, out), `residual` added before the result is rounded."""
-        if self.tiled and x.dtype == self.dtype:
+        if self.tiled:
             return self._in_tiles(x, residual)
         if not self.packed:
             found = F.linear(x, self.weights, self.bias)
@@ -70,7 +70,9 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weights, self.bias, "none", [], "")
 
     def _in_tiles(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """The product as a program of the loops."""
+        """The product as a program of the loops. Raises TypeError for numbers in another format than the weights'."""
+        if x.dtype != self.dtype:
+            raise TypeError(f"inputs in {x.dtype}, weights in {self.dtype}")
         x, out = x.contiguous(), x.new_empty(*x.shape[:-1], self.out_features)
         residual = None if residual is None else residual.contiguous()
         rows = x.numel() // self.in_features
@@ -132,7 +134,7 @@ class Int8Linear(PackedLinear):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(…, in) → (…, out) in the type of x."""
-        if self.tiled and x.dtype == self.dtype:
+        if self.tiled:
             return self._in_tiles(x, residual)
         flat = x.reshape(-1, self.in_features)
         rows, scale = _in_int8(flat)
