@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fledge.inference import weights
 from fledge.inference.kernels import of
-from fledge.inference.loops import Program
+from fledge.inference.program import Program
 from fledge.inference.weights import PackedLinear
 
 SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536))

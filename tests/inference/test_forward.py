@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from fledge.core.errors import FledgeError
-from fledge.inference import fusion, kernels, loops, weights
+from fledge.inference import fusion, kernels, program, weights
 from fledge.inference.formats import Weights
 from fledge.inference.forward import Forward
 from fledge.inference.fusion import FusedLayer
@@ -45,7 +45,8 @@ from fledge.inference.step import Part
 from tests.inference.tiny import llama
 
 IN_TILES = pytest.mark.skipif(
-    not loops.multiply(torch.bfloat16, torch.device("cpu")), reason="this processor has no AVX-512, or no Numba is here"
+    not program.multiplies(torch.bfloat16, torch.device("cpu")),
+    reason="this processor has no AVX-512, or no Numba is here",
 )
 
 SHAPE = dict(

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fledge.inference import loops, tiles
+from fledge.inference import loops, program, tiles
 from fledge.inference.kernels import bits, of
 from fledge.inference.loops import GATED, PLAIN, WIDE, Op
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
-    not loops.available(torch.float32, CPU) or not loops.available(torch.bfloat16, CPU),
+    not program.available(torch.float32, CPU) or not program.available(torch.bfloat16, CPU),
     reason="no Numba, no libgomp of PyTorch's, or no AVX-512 with bfloat16 here",
 )
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -37,7 +37,7 @@ def test_products(dtype: torch.dtype, outputs: int, width: int) -> None:
 
     def run(x: Tensor, more: tuple[int, int], becomes: int = PLAIN, work: int = 0) -> Tensor:
         out = torch.full((len(x), outputs), torch.nan, dtype=torch.float32 if becomes == WIDE else dtype)
-        loops.run(dtype, work, Op.PRODUCT, of(x), of(packed), of(out), len(x), width, outputs, *more, becomes)
+        program.run(dtype, work, Op.PRODUCT, of(x), of(packed), of(out), len(x), width, outputs, *more, becomes)
         return out
 
     plain = x.double() @ w.double().T
@@ -61,7 +61,7 @@ def test_a_gated_pair_of_products(dtype: torch.dtype) -> None:
     rows, inner, width = 9, 128, 40
     x, w = torch.randn(rows, width).to(dtype), torch.randn(2 * inner, width).to(dtype)
     packed, out = tiles.pack(w), torch.empty(rows, inner, dtype=dtype)
-    loops.run(dtype, 0, Op.PRODUCT, of(x), of(packed), of(out), rows, width, 2 * inner, 0, 0, GATED)
+    program.run(dtype, 0, Op.PRODUCT, of(x), of(packed), of(out), rows, width, 2 * inner, 0, 0, GATED)
     both = x.double() @ w.double().T
     assert near(out, F.silu(both[:, :inner]) * both[:, inner:], dtype)
 
@@ -72,15 +72,15 @@ def test_norm_gate_and_8_bits(dtype: torch.dtype, width: int) -> None:
     torch.manual_seed(0)
     x, w, rows = (3 * torch.randn(5, width)).to(dtype), torch.randn(width).to(dtype), 5
     out = torch.empty_like(x)
-    loops.run(dtype, 0, Op.NORM, of(x), of(w), of(out), rows, width, bits(1e-5))
+    program.run(dtype, 0, Op.NORM, of(x), of(w), of(out), rows, width, bits(1e-5))
     assert near(out, F.rms_norm(x.double(), (width,), w.double(), 1e-5), dtype)
 
     both = torch.cat((x, x.flip(0)), 1)
-    loops.run(dtype, 0, Op.GATE, of(both), of(out), rows, width)
+    program.run(dtype, 0, Op.GATE, of(both), of(out), rows, width)
     assert near(out, F.silu(x.double()) * x.flip(0).double(), dtype)
 
     whole, scales = torch.empty(rows, width, dtype=torch.uint8), torch.empty(rows)
-    loops.run(dtype, 0, Op.TO_INT8, of(x), of(whole), of(scales), rows, width)
+    program.run(dtype, 0, Op.TO_INT8, of(x), of(whole), of(scales), rows, width)
     moved = whole.double() - 128
     assert torch.allclose(scales.double(), x.double().abs().amax(1) / 127)
     assert ((moved * scales[:, None].double() - x.double()).abs() <= 0.5001 * scales[:, None]).all()
@@ -93,7 +93,7 @@ def test_norm_gate_and_8_bits(dtype: torch.dtype, width: int) -> None:
     plain = moved @ weights.double().T * scales[:, None].double() * columns.double()
     for b, more in ((bias, residual), (bias, None), (None, residual), (None, None)):
         expected = plain + (0 if b is None else b.double()) + (0 if more is None else more.double())
-        loops.run(
+        program.run(
             dtype, 0, Op.PRODUCT_INT8, of(whole), of(packed), of(out), rows, width, outputs,
             0 if b is None else of(b), 0 if more is None else of(more), PLAIN, of(scales), of(columns), of(shifts),
         )  # fmt: skip
@@ -105,12 +105,12 @@ def test_what_is_no_number_is_not_hidden(dtype: torch.dtype) -> None:
     x = torch.full((1, 32), 0.5, dtype=dtype)
     x[0, 7] = float("nan")
     out, ones = torch.empty(1, 32, dtype=dtype), torch.ones(32, dtype=dtype)
-    loops.run(dtype, 0, Op.NORM, of(x), of(ones), of(out), 1, 32, bits(1e-5))
+    program.run(dtype, 0, Op.NORM, of(x), of(ones), of(out), 1, 32, bits(1e-5))
     assert out.isnan().all()
-    loops.run(dtype, 0, Op.GATE, of(x), of(out), 1, 16)
+    program.run(dtype, 0, Op.GATE, of(x), of(out), 1, 16)
     assert out[0, 7].isnan() and out[0, 8:16].isfinite().all()
     whole, scales = torch.empty(1, 32, dtype=torch.uint8), torch.empty(1)
-    loops.run(dtype, 0, Op.TO_INT8, of(x), of(whole), of(scales), 1, 32)
+    program.run(dtype, 0, Op.TO_INT8, of(x), of(whole), of(scales), 1, 32)
     assert scales.isnan().all()
 
 
@@ -129,7 +129,7 @@ def test_rotation_and_where_keys_and_values_go(dtype: torch.dtype) -> None:
     def run(norm_q: Tensor | None = None, norm_k: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The keys as they lie, in the order of their slots, and the values."""
         norms = [0 if norm is None else of(norm) for norm in (norm_q, norm_k)]
-        loops.run(
+        program.run(
             dtype, 0, Op.ROTATE, of(mixed), of(cos), of(signed), of(query), of(pool), of(slots), kept, tokens, blocks,
             heads, groups, *norms, bits(1e-6), dim,
         )  # fmt: skip
@@ -178,10 +178,10 @@ def test_attention(dtype: torch.dtype, shared: int, dim: int, window: int, softc
 
     def run(rows: Tensor, pieces: list[tuple[int, int, int, int]], work: int) -> Tensor:
         out, sequences = torch.empty_like(rows), torch.tensor(pieces)  # what lies at an address must live as long
-        loops.run(
+        program.run(
             dtype, work, Op.ATTEND, of(rows), of(pool), of(out), of(sequences), of(table), len(pieces), heads, groups,
             blocks, width, bits(0.2), window, of(slope) if slopes else 0, bits(softcap), dim,
-            room=loops.attention_room(dim, keys),
+            room=program.attention_room(dim, keys),
         )  # fmt: skip
         return out
 

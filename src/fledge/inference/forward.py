@@ -17,7 +17,7 @@ from fledge.inference import paged
 from fledge.inference.formats import Weights
 from fledge.inference.fusion import FusedLayer, prepare
 from fledge.inference.kernel_step import KernelStep
-from fledge.inference.loops import available
+from fledge.inference.program import available
 from fledge.inference.stack import stack_of
 from fledge.inference.step import Part
 

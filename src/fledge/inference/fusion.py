@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from fledge.inference import loops
+from fledge.inference import program
 from fledge.inference.formats import Weights
 from fledge.inference.kernel_step import KernelStep
 from fledge.inference.kernels import bits, of
@@ -182,7 +182,7 @@ class FusedLayer(nn.Module):
         if self.swish and fast(both):
             inner = both.new_empty(*both.shape[:-1], width)
             rows = inner.numel() // width
-            loops.run(both.dtype, 8 * inner.numel(), Op.GATE, of(both), of(inner), rows, width)
+            program.run(both.dtype, 8 * inner.numel(), Op.GATE, of(both), of(inner), rows, width)
             return inner
         return self.act(both[..., :width]).mul_(both[..., width:])
 
@@ -207,7 +207,7 @@ def normed(norm: Any, x: Tensor) -> Tensor:
             width = x.shape[-1]
             rows, found = x.numel() // width, torch.empty_like(x)
             given = [*map(of, (x, norm.weight, found)), rows, width, bits(norm.variance_epsilon)]
-            loops.run(x.dtype, 4 * x.numel(), Op.NORM, *given)
+            program.run(x.dtype, 4 * x.numel(), Op.NORM, *given)
             return found
         return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
     found: Tensor = norm(x)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fledge.inference import loops
+from fledge.inference import program
 from fledge.inference.kernels import bits, of
 from fledge.inference.loops import Op
 from fledge.inference.paged import BLOCK, KeyValues, Step
@@ -52,7 +52,7 @@ class KernelStep(Step):
         pool = self.kv.layers[layer]
         kv_heads, dim = pool.shape[1], pool.shape[-1]
         query = mixed.new_empty(len(mixed), heads, dim)
-        loops.run(
+        program.run(
             mixed.dtype, 2 * mixed.numel(), Op.ROTATE, of(mixed), of(cos), of(sin), of(query), of(pool),
             of(self.slots), len(self.slots), len(mixed), self.kv.blocks, heads, kv_heads, 0, 0, 0, dim,
         )  # fmt: skip
@@ -67,10 +67,10 @@ class KernelStep(Step):
         out = torch.empty_like(query)
         if len(self.slots) < length:
             out[len(self.slots) :] = 0
-        loops.run(
+        program.run(
             query.dtype, 2 * self.seen * heads * dim, Op.ATTEND, of(query), of(pool), of(out), of(self.pieces),
             of(self.table), len(self.pieces), heads, kv_heads, self.kv.blocks, self.table.shape[1], bits(scale),
             window or 0, 0 if slopes is None else of(slopes), bits(softcap or 0), dim,
-            room=loops.attention_room(dim, self.keys),
+            room=program.attention_room(dim, self.keys),
         )  # fmt: skip
         return out.flatten(1)

@@ -1,4 +1,4 @@
-"""What compiled loops stand on: addresses, number formats, threads, and the loops around products in 8 and 4 bits.
+"""What compiled loops (`loops.py`) stand on: addresses, number formats, and PyTorch's own team of threads.
 
 Numba compiles a loop once for the processor and a number format (seconds, kept on disk). It runs in the same team of
 threads as PyTorch's own loops, started through the OpenMP library that PyTorch has loaded. Without Numba or that
@@ -8,8 +8,6 @@ library (macOS), on GPUs and in other number formats the engine computes the sam
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch import Tensor
 try:
     import numba
     from llvmlite import binding, ir
-    from numba import carray, cfunc, njit, types
+    from numba import njit, types
     from numba.core import cgutils
     from numba.extending import intrinsic
 except ImportError:  # the wheels are not everywhere
@@ -29,7 +27,7 @@ except ImportError:  # the wheels are not everywhere
 
 LARGE = 60_000
 """multiplications (or so) from which waking the other threads pays"""
-_FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
+FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}
 """what the compiler may do to sums: their order is fixed when it compiles. It may not forget that there are NaNs."""
 
 
@@ -63,21 +61,6 @@ def available(dtype: torch.dtype, device: torch.device) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A compiled loop: its arguments are whole numbers (addresses, sizes, the bits of floats)."""
-
-    compiled: Any
-
-    def __call__(self, work: int, *arguments: int) -> None:
-        """Run it; `work` says how much there is to do, in multiplications."""
-        given = (ctypes.c_int64 * len(arguments))(*arguments)
-        if work < LARGE:
-            self.compiled.ctypes(given)
-        else:
-            openmp().GOMP_parallel(self.compiled.address, given, torch.get_num_threads(), 0)
-
-
 def rest() -> None:
     """Let the calling thread's team of threads go; its next parallel loop gets a new one.
 
@@ -102,10 +85,10 @@ def of(tensor: Tensor) -> int:
 
 
 if numba is not None:
-    _thread = types.ExternalFunction("fledge_omp_get_thread_num", types.int32())
-    _threads = types.ExternalFunction("fledge_omp_get_num_threads", types.int32())
+    thread_number = types.ExternalFunction("fledge_omp_get_thread_num", types.int32())
+    thread_count = types.ExternalFunction("fledge_omp_get_num_threads", types.int32())
 
-    _barrier = types.ExternalFunction("fledge_GOMP_barrier", types.void())
+    barrier = types.ExternalFunction("fledge_GOMP_barrier", types.void())
 
     def _memory(kind: Any, number: Any) -> tuple[Any, Any]:
         """What reads a number from a place of an array at an address, and what writes one there."""
@@ -130,11 +113,11 @@ if numba is not None:
 
         return load, store
 
-    _load16, _store16 = _memory(ir.IntType(16), types.uint16)
-    _load32, _store32 = _memory(ir.IntType(32), types.uint32)
+    load16, store16 = _memory(ir.IntType(16), types.uint16)
+    load32, store32 = _memory(ir.IntType(32), types.uint32)
 
     @intrinsic  # type: ignore[misc]
-    def _at(typing: Any, address: Any) -> Any:
+    def pointer(typing: Any, address: Any) -> Any:
         """The pointer to an address."""
 
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -143,7 +126,7 @@ if numba is not None:
         return types.voidptr(types.int64), code
 
     @intrinsic  # type: ignore[misc]
-    def _float(typing: Any, pattern: Any) -> Any:
+    def as_float(typing: Any, pattern: Any) -> Any:
         """The float of a pattern of 32 bits."""
 
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -152,7 +135,7 @@ if numba is not None:
         return types.float32(types.uint32), code
 
     @intrinsic  # type: ignore[misc]
-    def _pattern(typing: Any, value: Any) -> Any:
+    def as_pattern(typing: Any, value: Any) -> Any:
         """The 32 bits of a float."""
 
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -161,37 +144,37 @@ if numba is not None:
         return types.uint32(types.float32), code
 
     @intrinsic  # type: ignore[misc]
-    def _soon(typing: Any, address: Any) -> Any:
+    def prefetch(typing: Any, address: Any) -> Any:
         """Tell the processor that the 64 bytes at an address will be read."""
 
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             number = ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-            prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            pointer = builder.inttoptr(given[0], cgutils.voidptr_t)
-            builder.call(prefetch, [pointer, number(0), number(3), number(1)])  # to read, near, data
+            fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            place = builder.inttoptr(given[0], cgutils.voidptr_t)
+            builder.call(fetch, [place, number(0), number(3), number(1)])  # to read, near, data
             return context.get_dummy_value()
 
         return types.void(types.int64), code
 
-    loop = njit(fastmath=_FAST, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    loop = njit(fastmath=FAST, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
     """a function of a loop; a division by 0 is infinity there"""
 
     @loop
-    def _wide(half: Any) -> Any:
+    def widen(half: Any) -> Any:
         """bfloat16, as 16 bits, to float32."""
-        return _float(np.uint32(half) << np.uint32(16))
+        return as_float(np.uint32(half) << np.uint32(16))
 
     @loop
-    def _narrow(value: Any) -> Any:
+    def narrow(value: Any) -> Any:
         """float32 to the nearest bfloat16, as 16 bits; NaN stays NaN."""
-        p = _pattern(value)
+        p = as_pattern(value)
         if (p & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
             return np.uint16(0x7FC0)
         return np.uint16((p + np.uint32(0x7FFF) + ((p >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
     @loop
-    def _exp(x: Any) -> Any:
+    def exp(x: Any) -> Any:
         """e^x for x ≤ 88, to a relative 1e-7 (range reduction and the minimax polynomial of Cephes' expf)."""
         unknown = x - x  # 0, or NaN where x is none: what follows would lose it
         x = max(x, np.float32(-87.0))
@@ -204,78 +187,4 @@ if numba is not None:
         p = p * r + np.float32(1.6666665459e-1)
         p = p * r + np.float32(5.0000001201e-1)
         p = p * r * r + r + np.float32(1.0)
-        return p * _float(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23)) + unknown
-
-
-def _compile(body: Callable[..., None]) -> Kernel:
-    openmp()  # whose functions the compiled loop names
-    signature = types.void(types.CPointer(types.int64))
-    compiled = cfunc(signature, fastmath=_FAST, error_model="numpy", cache=True)(body)  # a division by 0 is infinity
-    return Kernel(compiled)
-
-
-def _format(dtype: torch.dtype) -> tuple[int, Any, int]:
-    """(whether bfloat16, the type that NumPy reads, bytes)"""
-    return (1, np.uint16, 2) if dtype == torch.bfloat16 else (0, np.float32, 4)
-
-
-@cache
-def to_int8(dtype: torch.dtype) -> Kernel:
-    """Rows in 8 bits: whole numbers -127 … 127, and a scale each. Arguments: x, out, scales, rows, width."""
-    half, kind, size = _format(dtype)
-
-    def body(given: Any) -> None:
-        a = carray(given, (5,), np.int64)
-        scales, width = carray(_at(a[2]), (a[3],), np.float32), a[4]
-        for row in range(_thread(), a[3], _threads()):
-            x = carray(_at(a[0] + row * width * size), (width,), kind)
-            out = carray(_at(a[1] + row * width), (width,), np.int8)
-            highest = np.float32(1e-12)
-            for d in range(width):
-                highest = max(highest, abs(_wide(x[d]) if half else x[d]))
-            scale = np.float32(127) / highest
-            for d in range(width):
-                value = (_wide(x[d]) if half else x[d]) * scale + np.float32(128.5)
-                out[d] = np.int8(np.int32(value) - np.int32(128))  # to the nearest: the whole part of what is positive
-            scales[row] = highest / np.float32(127)
-
-    return _compile(body)
-
-
-@cache
-def from_int8(dtype: torch.dtype, whole: bool) -> Kernel:
-    """out = x · scale of the row · scale of the column [+ bias] [+ residual].
-
-    Arguments: x (`whole`: int32, else fp32), row scales, column scales, bias or 0, residual or 0, out, rows, width.
-    """
-    half, kind, size = _format(dtype)
-    given_kind = np.int32 if whole else np.float32
-
-    def body(given: Any) -> None:
-        a = carray(given, (8,), np.int64)
-        by_row, width = carray(_at(a[1]), (a[6],), np.float32), a[7]
-        by_column, bias = carray(_at(a[2]), (width,), np.float32), carray(_at(a[3]), (width,), kind)
-        for row in range(_thread(), a[6], _threads()):
-            x = carray(_at(a[0] + row * width * 4), (width,), given_kind)
-            more = carray(_at(a[4] + row * width * size), (width,), kind)
-            out = carray(_at(a[5] + row * width * size), (width,), kind)
-            scale = by_row[row]
-            if a[3] != 0 and a[4] != 0:
-                for d in range(width):
-                    value = np.float32(x[d]) * by_column[d] * scale + (_wide(bias[d]) if half else bias[d])
-                    value += _wide(more[d]) if half else more[d]
-                    out[d] = _narrow(value) if half else value
-            elif a[3] != 0:
-                for d in range(width):
-                    value = np.float32(x[d]) * by_column[d] * scale + (_wide(bias[d]) if half else bias[d])
-                    out[d] = _narrow(value) if half else value
-            elif a[4] != 0:
-                for d in range(width):
-                    value = np.float32(x[d]) * by_column[d] * scale + (_wide(more[d]) if half else more[d])
-                    out[d] = _narrow(value) if half else value
-            else:
-                for d in range(width):
-                    value = np.float32(x[d]) * by_column[d] * scale
-                    out[d] = _narrow(value) if half else value
-
-    return _compile(body)
+        return p * as_float(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23)) + unknown

@@ -1,92 +1,137 @@
-"""What a step of a LLaMA-like model computes, as loops that are compiled for the processor and run as one program.
+"""What a step of a LLaMA-like model computes, as loops: norm, product, rotation, attention, gate, rounding to 8 bits.
 
-A program is a list of instructions (norm, product, rotation, attention, …) with their addresses and sizes; all threads
-go through it together and meet after each. Two hundred instructions, all layers of a small model, are thus one call:
-called one by one, from Python through PyTorch, they take longer to begin than to read the weights of one row.
-
-Every row is computed by itself and in order: no result depends on what else is in the step, on the number of threads or
-on how a program is cut.
+Each is what an instruction of a program (`program.py`) does; all threads carry it out together. Every row is computed
+by itself and in order: no result depends on what else is in the step, on the number of threads or on how a program is
+cut.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 from enum import IntEnum
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from fledge.inference import int4, kernels, tiles
+from fledge.inference import kernels, tiles
 
 try:
-    from numba import carray, cfunc, types
+    from numba import carray
 
     from fledge.inference.int4 import unpack
-    from fledge.inference.kernels import _at, _barrier, _exp, _float, _narrow, _soon, _thread, _threads, _wide, loop
+    from fledge.inference.kernels import (
+        as_float,
+        as_pattern,
+        barrier,
+        exp,
+        load16,
+        load32,
+        loop,
+        narrow,
+        pointer,
+        prefetch,
+        store16,
+        store32,
+        thread_count,
+        thread_number,
+        widen,
+    )  # fmt: skip
 except ImportError:
     pass
 
 BLOCK = 16
 """tokens in a block of keys and values: the numbers in a register"""
-_WIDTH = 20
+WIDTH = 20
 """whole numbers of an instruction"""
 _LOWEST = np.float32(-3e38)
 
 
 class Op(IntEnum):
-    """What an instruction does; its arguments are those of the loop of that name."""
+    """What an instruction does; its arguments are those of the loop of that name (PRODUCT…: `product`)."""
 
     NORM = 0
     PRODUCT = 1
     PRODUCT_INT8 = 2
-    TO_INT8 = 3
-    GATE = 4
-    ROTATE = 5
-    ATTEND = 6
-    PRODUCT_INT4 = 7
+    PRODUCT_INT4 = 3
+    TO_INT8 = 4
+    GATE = 5
+    ROTATE = 6
+    ATTEND = 7
 
 
-_PAIR = 6 * 64
+PAIR = 6 * 64
 """sums of a tile: those of the second of a pair lie so far behind those of the first"""
 PLAIN, GATED, WIDE = 0, 1, 2
 """what a product becomes: rounded to the number format; gate · up, gated (SwiGLU); fp32"""
 
 
 if kernels.numba is not None:
-    _load16, _load32, _store16, _store32 = kernels._load16, kernels._load32, kernels._store16, kernels._store32
 
     @loop
     def _get(address: Any, place: Any, half: bool) -> Any:
         """The number at a place of an array of bfloat16 (`half`) or fp32, as fp32."""
         if half:
-            return _wide(_load16(address, place))
-        return _float(_load32(address, place))
+            return widen(load16(address, place))
+        return as_float(load32(address, place))
 
     @loop
     def _put(address: Any, place: Any, value: Any, half: bool) -> None:
         if half:
-            _store16(address, place, _narrow(value))
+            store16(address, place, narrow(value))
         else:
-            _store32(address, place, kernels._pattern(value))
+            store32(address, place, as_pattern(value))
 
     @loop
     def _rounded(value: Any, half: bool) -> Any:
-        return _wide(_narrow(value)) if half else value
+        return widen(narrow(value)) if half else value
 
     @loop
     def _silu(x: Any) -> Any:
-        return x / (np.float32(1) + _exp(min(-x, np.float32(80))))
+        return x / (np.float32(1) + exp(min(-x, np.float32(80))))
 
     @loop
     def _scaled(sums: Any, by_row: Any, by_column: Any, shifts: Any, column: Any, count: int) -> None:
         """Whole numbers become fp32, in place."""
         for d in range(count):
-            whole = np.int32(_load32(sums, d)) - np.int32(_load32(shifts, column + d))
+            whole = np.int32(load32(sums, d)) - np.int32(load32(shifts, column + d))
             _put(sums, d, np.float32(whole) * _get(by_column, column + d, False) * by_row, False)
+
+    @loop
+    def _softmax(
+        scores: Any, best_at: Any, low: Any, high: Any, start: Any, end: Any, scale: Any, softcap: Any, slope: Any
+    ) -> Any:
+        """Scores of a row become weights, in place; what their sum has to be multiplied by. Keys from `start` to `end`
+        count. 64 scores, of the blocks low to high by fours, lie 1,536 bytes apart."""
+        best = carray(pointer(best_at), (64,), np.float32)
+        for j in range(64):
+            best[j] = _LOWEST
+        for b in range(low, high, 4):
+            s = carray(pointer(scores + (b - low) // 4 * 1536), (64,), np.float32)
+            for j in range(64):
+                s[j] *= scale
+            if softcap > 0:
+                for j in range(64):
+                    e = exp(min(max(s[j] / softcap, np.float32(-40)), np.float32(40)) * np.float32(2))
+                    s[j] = softcap * (np.float32(1) - np.float32(2) / (e + np.float32(1)))
+            if slope != 0:
+                for j in range(64):
+                    s[j] += slope * np.float32(b * 16 + j)
+            if b * 16 < start or b * 16 + 64 > end:
+                for j in range(64):
+                    if b * 16 + j < start or b * 16 + j >= end:
+                        s[j] = _LOWEST
+            for j in range(64):
+                best[j] = max(best[j], s[j])
+        highest, total = _LOWEST, np.float32(0)
+        for j in range(64):
+            highest = max(highest, best[j])
+        for b in range(low, high, 4):
+            s = carray(pointer(scores + (b - low) // 4 * 1536), (64,), np.float32)
+            for j in range(64):
+                e = exp(s[j] - highest)
+                e = np.float32(0) if s[j] == _LOWEST else e
+                s[j] = e
+                total += e
+        return np.float32(1) / total
 
     def _for(half: bool, multiply: Any, score: Any, add: Any, add_few: Any) -> Any:
         """What carries out an instruction on bfloat16 (`half`) or fp32, with the tiles for it."""
@@ -94,7 +139,7 @@ if kernels.numba is not None:
         @loop
         def norm(t: Any, n: Any, a: Any) -> None:
             """out = x / √(mean(x²) + ε) · w by row (Zhang & Sennrich, 2019). x, w, out, rows, width, bits(ε)."""
-            size, width, least, weights = 2 if half else 4, a[5], _float(np.uint32(a[6])), a[2]
+            size, width, least, weights = 2 if half else 4, a[5], as_float(np.uint32(a[6])), a[2]
             for row in range(t, a[4], n):
                 x, out = a[1] + row * width * size, a[3] + row * width * size
                 total = np.float32(0)
@@ -118,15 +163,15 @@ if kernels.numba is not None:
         def to_int8(t: Any, n: Any, a: Any) -> None:
             """Rows as whole numbers 1 … 255 (128 is zero), and a scale each. x, out, scales, rows, width."""
             size, width = 2 if half else 4, a[5]
-            scales = carray(_at(a[3]), (a[4],), np.float32)
+            scales = carray(pointer(a[3]), (a[4],), np.float32)
             for row in range(t, a[4], n):
-                x, out = a[1] + row * width * size, carray(_at(a[2] + row * width), (width,), np.uint8)
-                most = kernels._pattern(np.float32(1e-12))
+                x, out = a[1] + row * width * size, carray(pointer(a[2] + row * width), (width,), np.uint8)
+                most = as_pattern(np.float32(1e-12))
                 for d in range(
                     width
                 ):  # patterns of positive numbers are in the order of the numbers, and NaN is beyond
-                    most = max(most, kernels._pattern(_get(x, d, half)) & np.uint32(0x7FFFFFFF))
-                highest = _float(most)
+                    most = max(most, as_pattern(_get(x, d, half)) & np.uint32(0x7FFFFFFF))
+                highest = as_float(most)
                 scale = np.float32(127) / highest
                 for d in range(width):  # to the nearest: the whole part of what is positive
                     out[d] = np.uint8(np.int32(_get(x, d, half) * scale + np.float32(128.5)))
@@ -148,7 +193,7 @@ if kernels.numba is not None:
                     _put(out, place + d, _get(sums, d, False), False)
             elif becomes == GATED:
                 for d in range(count):
-                    gate_, up = _rounded(_get(sums, d, False), half), _rounded(_get(sums, _PAIR + d, False), half)
+                    gate_, up = _rounded(_get(sums, d, False), half), _rounded(_get(sums, PAIR + d, False), half)
                     _put(out, place + d, _silu(gate_) * up, half)  # both rounded, as the model rounds them
             else:
                 for d in range(count):
@@ -163,8 +208,8 @@ if kernels.numba is not None:
             where w is in 4 bits (`int4.Int4`, its pairs) its steps and offsets.
             Threads share out tiles, six rows of 64 outputs each.
             """
-            packed = a[0] == 7
-            whole = a[0] == 2 or packed
+            packed = a[0] == Op.PRODUCT_INT4
+            whole = a[0] == Op.PRODUCT_INT8 or packed
             x_at, w_at, out, rows, width = a[1], a[2], a[3], a[4], a[5]
             bias, residual, becomes, by_row, by_column, shifts = a[7], a[8], a[9], a[10], a[11], a[12]
             x_row = width if whole else (width * 2 if half else width * 4)
@@ -173,7 +218,7 @@ if kernels.numba is not None:
             outputs = a[6] // parts
             blocks, groups = (outputs + 63) // 64, (rows + 5) // 6
             total, held = blocks * groups, np.int64(-1)
-            each, unpacked = x_row // 32, scratch + 2 * _PAIR * 4  # groups of 32 inputs, and where they are unpacked to
+            each, unpacked = x_row // 32, scratch + 2 * PAIR * 4  # groups of 32 inputs, and where they are unpacked to
             for item in range(t * total // n, (t + 1) * total // n):
                 place, row = item // groups, item % groups * 6
                 if packed and groups > 1 and place != held:  # other rows want these weights, too
@@ -186,7 +231,7 @@ if kernels.numba is not None:
                 lines, count = min(6, rows - row), min(64, outputs - column)
                 x, ahead = x_at + row * x_row, (block if place + 1 < blocks else 0) + item % groups % 4 * 64
                 for part in range(parts):
-                    w, sums = w_at + (part * blocks + place) * block, scratch + part * _PAIR * 4
+                    w, sums = w_at + (part * blocks + place) * block, scratch + part * PAIR * 4
                     if packed and groups == 1:
                         for begin in range(0, each, 8):  # as much as stays in the first cache
                             first, some = (part * blocks + place) * each + begin, min(8, each - begin)
@@ -208,12 +253,17 @@ if kernels.numba is not None:
                     sums, at = scratch + r * 256, (row + r) * outputs + column
                     if whole:
                         for part in range(parts):
-                            _scaled(sums + part * _PAIR * 4, _get(by_row, row + r, False), by_column, shifts,
+                            _scaled(sums + part * PAIR * 4, _get(by_row, row + r, False), by_column, shifts,
                                     column + part * outputs, count)  # fmt: skip
                     if count == 64:
                         _finished(sums, out, at, column, bias, residual, becomes, 64)
                     else:
                         _finished(sums, out, at, column, bias, residual, becomes, count)
+
+        @loop
+        def _turned(x: Any, d: Any, other: Any, cos: Any, sin: Any) -> Any:
+            """Number d of a head, which turns with its `other`."""
+            return _get(x, d, half) * _get(cos, d, half) + _get(x, other, half) * _get(sin, d, half)
 
         @loop
         def rotate(t: Any, n: Any, a: Any) -> None:
@@ -232,7 +282,7 @@ if kernels.numba is not None:
                 cos, sin = a[2] + token * dim * size, a[3] + token * dim * size
                 slot = np.int64(0)
                 if token < kept:
-                    slot = carray(_at(a[6]), (kept,), np.int64)[token]
+                    slot = carray(pointer(a[6]), (kept,), np.int64)[token]
                 for head in range(heads + 2 * kv_heads):
                     x = a[1] + (token * width + head * dim) * size
                     if head >= heads and token >= kept:
@@ -249,28 +299,19 @@ if kernels.numba is not None:
                         total = np.float32(0)
                         for d in range(dim):
                             total += _get(x, d, half) * _get(x, d, half)
-                        scale = np.float32(1) / np.sqrt(total / np.float32(dim) + _float(np.uint32(a[14])))
+                        scale = np.float32(1) / np.sqrt(total / np.float32(dim) + as_float(np.uint32(a[14])))
                         for d in range(dim):  # rounded, as the model rounds it
                             _put(x, d, _get(x, d, half) * scale * _get(weights, d, half), half)
                     if head < heads:
                         out = a[4] + (token * heads + head) * dim * size
                         for d in range(middle):
-                            _put(out, d, _get(x, d, half) * _get(cos, d, half)
-                                 + _get(x, d + middle, half) * _get(sin, d, half), half)  # fmt: skip
+                            _put(out, d, _turned(x, d, d + middle, cos, sin), half)
                         for d in range(middle, dim):
-                            _put(out, d, _get(x, d, half) * _get(cos, d, half)
-                                 + _get(x, d - middle, half) * _get(sin, d, half), half)  # fmt: skip
+                            _put(out, d, _turned(x, d, d - middle, cos, sin), half)
                     else:
                         at = slot % 16 * together
-                        for d in range(middle):
-                            value = _get(x, d, half) * _get(cos, d, half) + _get(x, d + middle, half) * _get(
-                                sin, d, half
-                            )
-                            _put(plane, d // together * 16 * together + at + d % together, value, half)
-                        for d in range(middle, dim):
-                            value = _get(x, d, half) * _get(cos, d, half) + _get(x, d - middle, half) * _get(
-                                sin, d, half
-                            )
+                        for d in range(dim):
+                            value = _turned(x, d, d + middle if d < middle else d - middle, cos, sin)
                             _put(plane, d // together * 16 * together + at + d % together, value, half)
 
         @loop
@@ -284,27 +325,26 @@ if kernels.numba is not None:
             count, heads, groups, blocks, width, dim = a[6], a[7], a[8], a[9], a[10], a[15]
             size, steps, shared = 2 if half else 4, dim // 2 if half else dim, heads // groups
             chunk = 16 * size
-            scale, window, softcap = _float(np.uint32(a[11])), a[12], _float(np.uint32(a[14]))
-            pieces = carray(_at(a[4]), (count, 4), np.int64)
+            scale, window, softcap = as_float(np.uint32(a[11])), a[12], as_float(np.uint32(a[14]))
+            pieces = carray(pointer(a[4]), (count, 4), np.int64)
             whole = 16 * dim * size  # bytes of a block
             q, o = scratch, scratch + 6 * dim * 4
             scores = o + 6 * max(dim, 16) * 4
             for item in range(t, count * groups, n):
                 head, at = item % groups, item // groups
-                table = carray(_at(a[5] + pieces[at, 3] * width * 8), (width,), np.int64)
+                table = carray(pointer(a[5] + pieces[at, 3] * width * 8), (width,), np.int64)
                 keys, values = a[2] + head * blocks * whole, a[2] + (groups + head) * blocks * whole
                 follower = min(item + n, count * groups - 1)
                 next_keys, after = a[2] + follower % groups * blocks * whole, follower // groups
-                next_table = carray(_at(a[5] + pieces[after, 3] * width * 8), (width,), np.int64)
+                next_table = carray(pointer(a[5] + pieces[after, 3] * width * 8), (width,), np.int64)
                 soon = (pieces[after, 2] + 16) // 16
                 lines = pieces[at, 1] * shared
                 for line in range(0, lines, 6):
                     rows = min(6, lines - line)
                     early = pieces[at, 2] + line // shared + 1  # keys of the first row, and of the last
                     late = pieces[at, 2] + (line + rows - 1) // shared + 1
-                    low = (
-                        max(early - window, 0) // 64 * 4 if window > 0 else 0
-                    )  # where a key is added is its position's
+                    # By fours from the first: where a key's weight is added depends on its position alone.
+                    low = max(early - window, 0) // 64 * 4 if window > 0 else 0
                     high = (late + 15) // 16
                     for r in range(rows):
                         token, g = (line + r) // shared, (line + r) % shared
@@ -319,49 +359,20 @@ if kernels.numba is not None:
                         if line == 0:  # while keys are read, the values come
                             for ahead in range(b, min(b + 4, high)):
                                 for byte in range(0, whole, 64):
-                                    _soon(values + table[ahead] * whole + byte)
+                                    prefetch(values + table[ahead] * whole + byte)
                         s = scores + (b - low) // 4 * 6 * 256
                         score(rows, q, dim * size, k0, k1, k2, k3, 64, steps, s, 256, 1, 0)
                     for r in range(rows):
                         g = head * shared + (line + r) % shared
                         end = pieces[at, 2] + (line + r) // shared + 1
                         start = max(end - window, 0) if window > 0 else 0
-                        best = carray(_at(o), (64,), np.float32)
-                        for j in range(64):
-                            best[j] = _LOWEST
-                        for b in range(low, high, 4):
-                            s = carray(_at(scores + (b - low) // 4 * 1536 + r * 256), (64,), np.float32)
-                            for j in range(64):
-                                s[j] *= scale
-                            if softcap > 0:
-                                for j in range(64):
-                                    e = _exp(min(max(s[j] / softcap, np.float32(-40)), np.float32(40)) * np.float32(2))
-                                    s[j] = softcap * (np.float32(1) - np.float32(2) / (e + np.float32(1)))
-                            if a[13] != 0:
-                                slope = _get(a[13], g, False)
-                                for j in range(64):
-                                    s[j] += slope * np.float32(b * 16 + j)
-                            if b * 16 < start or b * 16 + 64 > end:
-                                for j in range(64):
-                                    if b * 16 + j < start or b * 16 + j >= end:
-                                        s[j] = _LOWEST
-                            for j in range(64):
-                                best[j] = max(best[j], s[j])
-                        highest, total = _LOWEST, np.float32(0)
-                        for j in range(64):
-                            highest = max(highest, best[j])
-                        for b in range(low, high, 4):
-                            s = carray(_at(scores + (b - low) // 4 * 1536 + r * 256), (64,), np.float32)
-                            for j in range(64):
-                                e = _exp(s[j] - highest)
-                                e = np.float32(0) if s[j] == _LOWEST else e
-                                s[j] = e
-                                total += e
-                        _put(q, r, np.float32(1) / total, False)  # the query has been read
+                        slope = _get(a[13], g, False) if a[13] != 0 else np.float32(0)
+                        share = _softmax(scores + r * 256, o, low, high, start, end, scale, softcap, slope)
+                        _put(q, r, share, False)  # the query has been read
                     for b in range(low, high):
                         if line + 6 >= lines and b < soon:  # while values are read, the keys of what comes next
                             for byte in range(0, whole, 64):
-                                _soon(next_keys + next_table[b] * whole + byte)
+                                prefetch(next_keys + next_table[b] * whole + byte)
                         v = values + table[b] * whole
                         p = scores + (b - low) // 4 * 1536 + (b - low) % 4 * 64
                         for d in range(0, dim // 64 * 64, 64):
@@ -380,120 +391,30 @@ if kernels.numba is not None:
 
         @loop
         def carry_out(t: Any, n: Any, a: Any, scratch: Any) -> None:
-            if a[0] == 0:
+            if a[0] == Op.NORM:
                 norm(t, n, a)
-            elif a[0] == 1 or a[0] == 2 or a[0] == 7:
-                product(t, n, a, scratch)
-            elif a[0] == 3:
+            elif a[0] == Op.TO_INT8:
                 to_int8(t, n, a)
-            elif a[0] == 4:
+            elif a[0] == Op.GATE:
                 gate(t, n, a)
-            elif a[0] == 5:
+            elif a[0] == Op.ROTATE:
                 rotate(t, n, a)
-            else:
+            elif a[0] == Op.ATTEND:
                 attend(t, n, a, scratch)
+            else:
+                product(t, n, a, scratch)
 
         return carry_out
 
     @loop
-    def _all(given: Any, carry_out: Any, count: Any) -> None:
+    def all_of(given: Any, carry_out: Any, count: Any) -> None:
         """All instructions in order; the threads wait for each other after each."""
         head = carray(given, (4,), np.int64)
-        t, n = np.int64(_thread()), np.int64(_threads())
+        t, n = np.int64(thread_number()), np.int64(thread_count())
         for number in range(count):
-            carry_out(t, n, carray(_at(head[0] + number * _WIDTH * 8), (_WIDTH,), np.int64), head[2] + t * head[3])
+            carry_out(t, n, carray(pointer(head[0] + number * WIDTH * 8), (WIDTH,), np.int64), head[2] + t * head[3])
             if number + 1 < count:
-                _barrier()
+                barrier()
 
-    _in_fp32 = _for(False, tiles.product_fp32, tiles.scores_fp32, tiles.sums_fp32, tiles.sum_fp32)
-    _in_bf16 = _for(True, tiles.product_bf16, tiles.scores_bf16, tiles.sums_bf16, tiles.sum_bf16)
-
-
-@cache
-def _source() -> int:
-    """A number that changes with the loops: Numba's cache looks at one file only, and they call into others."""
-    digest = hashlib.sha256()
-    for module in (__file__, int4.__file__, kernels.__file__, tiles.__file__):
-        digest.update(Path(module).read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
-
-
-@cache
-def _compiled(dtype: torch.dtype) -> Any:
-    """The loops for a number format."""
-    kernels.openmp()  # whose functions the loops call
-    source = _source()
-
-    def in_fp32(given: Any) -> None:
-        _all(given, _in_fp32, carray(given, (4,), np.int64)[1] + 0 * source)
-
-    def in_bf16(given: Any) -> None:
-        _all(given, _in_bf16, carray(given, (4,), np.int64)[1] + 0 * source)
-
-    signature = types.void(types.CPointer(types.int64))
-    run = in_bf16 if dtype == torch.bfloat16 else in_fp32
-    return cfunc(signature, fastmath=kernels._FAST, error_model="numpy", cache=True)(run)
-
-
-def available(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the loops can be had for this number format here."""
-    kinds = {torch.float32: tiles.FP32, torch.bfloat16: tiles.BF16}
-    return kernels.available(dtype, device) and tiles.has(kinds[dtype].feature)
-
-
-def multiply(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether they are the fastest for matrix products, too."""
-    return available(dtype, device) and tiles.has("avx512f") and tiles.has(tiles.INT8.feature)
-
-
-def attention_room(dim: int, keys: int) -> int:
-    """Bytes beside its registers that a thread needs for attention: query, sums and scores of six rows."""
-    return -(-6 * (8 * max(dim, 16) + 4 * tiles.COLUMNS * -(-keys // tiles.COLUMNS)) // 64) * 64
-
-
-class Program:
-    """Instructions that run together, in order. What changes from run to run has a name in them."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._loops = _compiled(dtype)
-        self._names: dict[str, int] = {}
-        self._rows: list[list[int]] = []
-        self._places: list[tuple[int, int, int]] = []
-        self._scratch = torch.empty(0, dtype=torch.uint8)
-        self.unpacked = 0
-        """bytes of unpacked weights that a thread holds"""
-        self._ready = False
-
-    def add(self, op: Op, *arguments: int | str) -> None:
-        """One more instruction; a string is the name of a value that `run` is given."""
-        row = [int(op), *(0 if isinstance(each, str) else each for each in arguments)]
-        for column, each in enumerate(arguments, 1):
-            if isinstance(each, str):
-                self._places.append((len(self._rows), column, self._names.setdefault(each, len(self._names))))
-        self._rows.append(row + [0] * (_WIDTH - len(row)))
-        self._ready = False
-
-    def run(self, work: int, room: int = 0, **values: int) -> None:
-        """Run them over `values`. `work`: multiplications; `room`: see `attention_room`, where there is attention."""
-        if not self._ready:
-            self._table = np.array(self._rows, dtype=np.int64)
-            self._rows_of, self._columns_of, self._values_of = np.array(self._places, dtype=np.int64).reshape(-1, 3).T
-            self._ready = True
-        given = np.array([values[name] for name in self._names], dtype=np.int64)
-        self._table[self._rows_of, self._columns_of] = given[self._values_of]
-        threads = torch.get_num_threads() if work >= kernels.LARGE else 1
-        room = max(room, 2 * _PAIR * 4 + self.unpacked)
-        if len(self._scratch) < threads * room:
-            self._scratch = torch.empty(threads * room, dtype=torch.uint8)
-        head = (ctypes.c_int64 * 4)(self._table.ctypes.data, len(self._rows), self._scratch.data_ptr(), room)
-        if threads == 1:
-            self._loops.ctypes(head)
-        else:
-            kernels.openmp().GOMP_parallel(self._loops.address, head, threads, 0)
-
-
-def run(dtype: torch.dtype, work: int, op: Op, *arguments: int, room: int = 0) -> None:
-    """A single instruction; `work` and `room` as in `Program.run`."""
-    program = Program(dtype)
-    program.add(op, *arguments)
-    program.run(work, room)
+    in_fp32 = _for(False, tiles.product_fp32, tiles.scores_fp32, tiles.sums_fp32, tiles.sum_fp32)
+    in_bf16 = _for(True, tiles.product_bf16, tiles.scores_bf16, tiles.sums_bf16, tiles.sum_bf16)

@@ -1,4 +1,4 @@
-"""All layers of a LLaMA-like model, its last norm and its output layer as two programs (`loops.py`)."""
+"""All layers of a LLaMA-like model, its last norm and its output layer as two programs (`program.py`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from fledge.inference.fusion import FusedLayer
 from fledge.inference.kernel_step import KernelStep
 from fledge.inference.kernels import bits, of
-from fledge.inference.loops import GATED, WIDE, Op, Program, attention_room
+from fledge.inference.loops import GATED, WIDE, Op
 from fledge.inference.paged import KeyValues
+from fledge.inference.program import Program, attention_room
 from fledge.inference.weights import PackedLinear
 
 

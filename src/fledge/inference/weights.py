@@ -17,11 +17,12 @@ from transformers.pytorch_utils import Conv1D
 
 from fledge.core.errors import FledgeError, Problem, listing
 from fledge.core.language import t
-from fledge.inference import kernels, loops, tiles
+from fledge.inference import tiles
 from fledge.inference.formats import DTYPES, FORMATS, Weights
 from fledge.inference.int4 import GROUP, Int4
 from fledge.inference.kernels import of
-from fledge.inference.loops import PLAIN, Op, Program
+from fledge.inference.loops import PLAIN, Op
+from fledge.inference.program import Program, multiplies
 
 _WIDE = 8192
 """outputs from which 8-bit weights are laid out once: below, oneDNN does it as fast while it multiplies"""
@@ -253,10 +254,6 @@ def _scales(rows: Tensor, highest: int) -> Tensor:
 
 def _in_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (T, in) as whole numbers -127 … 127, and their scales (T,)."""
-    if kernels.available(x.dtype, x.device) and x.is_contiguous():
-        rows, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), dtype=torch.float32)
-        kernels.to_int8(x.dtype)(4 * x.numel(), *map(kernels.of, (x, rows, scale)), *x.shape)
-        return rows, scale
     highest = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True, dtype=torch.float32).clamp_(min=1e-12)
     return (x.float() * (127 / highest)).round().to(torch.int8), highest[:, 0] / 127
 
@@ -265,12 +262,6 @@ def _from_int8(
     x: Tensor, by_row: Tensor, by_column: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """x (T, out) times both scales, plus bias and residual."""
-    if kernels.available(dtype, x.device) and (residual is None or residual.is_contiguous()):
-        found = x.new_empty(x.shape, dtype=dtype)
-        more = [0 if each is None else kernels.of(each) for each in (bias, residual)]
-        loop = kernels.from_int8(dtype, x.dtype == torch.int32)
-        loop(2 * x.numel(), *map(kernels.of, (x, by_row, by_column)), *more, kernels.of(found), *x.shape)
-        return found
     whole = x.float() * by_column * by_row[:, None]
     for each in (bias, residual):
         if each is not None:
@@ -312,7 +303,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def in_tiles(weights: Tensor) -> bool:
     """Whether our own loops multiply these weights."""
-    return loops.multiply(weights.dtype, weights.device) and weights.shape[1] % 4 == 0
+    return multiplies(weights.dtype, weights.device) and weights.shape[1] % 4 == 0
 
 
 def on_onednn(weights: Tensor) -> bool:
