@@ -177,6 +177,7 @@ def _scaled(forward: Any) -> Any:
     return scaled
 
 
+@pytest.mark.nightly  # it compiles anew for another processor
 def test_without_avx_512_the_loops_compute_what_the_libraries_do_not() -> None:
     """In a process of its own: Numba chooses the processor when it starts."""
     if not kernels.available(torch.float32, torch.device("cpu")) or platform.machine() != "x86_64":
