@@ -63,7 +63,7 @@ def test_the_flags_reach_the_engine(folder: Path, made: list[Any], command: str,
 def test_what_is_not_said_stays_as_the_engine_has_it(folder: Path, made: list[Any]) -> None:
     CliRunner().invoke(cli, ["chat", str(folder)], input="/quit\n", catch_exceptions=False)
     [engine] = made
-    assert engine.context == 256 and engine._scheduler.max_slots == 64 and engine._scheduler.prefill_tokens == 512
+    assert engine.context == 256 and engine._scheduler.max_slots == 64 and engine._scheduler.prefill_tokens == 256
     assert engine.statistics().blocks_total == (2 << 30) // engine.forward.bytes_per_block
     assert engine._guessing._model is None and engine._guessing._lookup is True
 

@@ -51,7 +51,7 @@ class NativeEngine(Changing):
         *,
         max_slots: int = 64,
         context: int | None = None,
-        prefill_tokens: int = 512,
+        prefill_tokens: int = 256,
         cache_bytes: int = 2 << 30,
         prefix_cache: bool = True,
         pooling: Pooling | None = None,
@@ -242,8 +242,11 @@ class NativeEngine(Changing):
     def _run(self, step: Step) -> Tensor:
         """The logits (rows, V) of a step's parts, fp32."""
         reach = self._pool.reach
-        if self._allocated < reach:  # half ahead, so that it is not copied every time
-            ahead = min(self._pool.size, reach + max(64, reach // 2))
+        if self._allocated < reach:
+            # All at once where memory is taken only as it is written; else half ahead. Every time more is had what is
+            # there is copied, which keeps all waiting for seconds.
+            at_once = self.forward.device.type == "cpu"
+            ahead = self._pool.size if at_once else min(self._pool.size, reach + max(64, reach // 2))
             self.forward.allocate(ahead)
             self._allocated = ahead
         if step.unclean:
