@@ -1,8 +1,8 @@
 """Linear layers as the engine computes them: packed once for the processor, several in one product, in 8 or 4 bits.
 
-`F.linear` lays the weights out anew for every call; oneDNN's packed product reads them as they are (twice as fast at
-one row, and at 16 to 64 rows more than that in fp32), and its bits do not depend on how many rows there are from two
-rows on. Where oneDNN is not (GPUs, macOS, fp16), the same classes compute with `F.linear`.
+`F.linear` lays the weights out anew for every call. Here they are laid out once: in tiles (`tiles.py`) where the
+processor has AVX-512, else as oneDNN packs them, whose bits do not depend on how many rows there are from two rows on.
+Where neither is (GPUs, macOS, fp16), the same classes compute with `F.linear`.
 """
 
 from __future__ import annotations
